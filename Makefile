@@ -1,0 +1,38 @@
+# The commands that a user needs. Everything is installed into .venv; nothing else is touched.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+
+.PHONY: help install demo test lint types clean
+
+help:
+	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
+	@echo "make test                        install, then lint, types and all tests"
+	@echo "make install                     install into $(VENV) only"
+	@echo "make clean                       remove $(VENV) and what the demo left"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install
+	@PYTHON="$(PYTHON)" scripts/install $(VENV) minilm
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@PYTHON="$(PYTHON)" scripts/install $(VENV) minilm,dev
+	@touch $@
+
+demo: install
+	@$(VENV)/bin/python examples/demo.py --port $(PORT) $(if $(EXIT),--exit)
+
+test: lint types
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .demo

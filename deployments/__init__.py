@@ -1,0 +1,1 @@
+"""Ray Serve deployments: the ingress, a deployment for each model, the shared limiter."""

@@ -1,0 +1,34 @@
+"""One replica of an embedding model."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from omai_ray.catalog import ModelSpec
+from omai_ray.telemetry.logs import configure_logs
+
+
+class EmbeddingReplica:
+    """Owns one engine and the queue before it."""
+
+    def __init__(self, spec: ModelSpec, log_level: str, log_file: str | None) -> None:
+        from omai_ray.engines.device import limit_threads
+        from omai_ray.engines.embedding.batcher import EmbeddingBatcher
+        from omai_ray.engines.embedding.engine import EmbeddingEngine
+
+        configure_logs(log_level, log_file)
+        limit_threads(spec.num_cpus)
+        self._batcher = EmbeddingBatcher(EmbeddingEngine(spec), spec.max_queued_requests)
+
+    async def embed(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
+        """Return float32 [N, D] for N inputs of token ids."""
+        return await self._batcher.embed(inputs)
+
+    async def ready(self) -> None:
+        """Return: being called is being ready."""
+        self._batcher.check_health()
+
+    async def check_health(self) -> None:
+        """Raise where the engine can no longer answer, so that Serve replaces the replica."""
+        self._batcher.check_health()

@@ -1,0 +1,93 @@
+"""The ingress: the HTTP API in a Serve replica, its backends being Serve handles."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
+from deployments.limiter import RayLimiter, limiter_actor
+from omai_ray.api.app import Services, create_app
+from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
+from omai_ray.catalog import TOKENIZER_FILES, ModelSpec, locate
+from omai_ray.identity.authenticator import Authenticator
+from omai_ray.identity.peppers import Peppers
+from omai_ray.ledger import UsageLedger
+from omai_ray.quota.gate import Gate
+from omai_ray.settings import Settings
+from omai_ray.store import Store
+from omai_ray.telemetry.logs import configure_logs
+from omai_ray.text.chat_template import ChatTokenizer
+from omai_ray.text.embedding_input import EmbeddingTokenizer
+
+LEDGER_CLOSE_S = 2.0
+
+
+@serve.ingress()
+class Ingress:
+    """Builds the API once the replica is up."""
+
+    def __init__(self, settings: Settings, handles: dict[str, DeploymentHandle[Any]]) -> None:
+        configure_logs(settings.log_level, settings.log_file)
+        self._settings = settings
+        self._handles = handles
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the API over this replica's handles. Raises ConfigError."""
+        settings = self._settings
+        store = await Store.open(settings.sqlalchemy_url)
+        peppers = await asyncio.to_thread(Peppers.load, settings.state_dir)
+        authenticator = Authenticator(store, peppers)
+        ledger = UsageLedger(store)
+
+        async def close() -> None:
+            try:
+                await ledger.close(timeout_s=LEDGER_CLOSE_S)
+                await authenticator.close()
+            finally:
+                await store.close()
+
+        services = Services(
+            models=await asyncio.to_thread(serve_models, settings, self._handles),
+            gate=Gate(RayLimiter(limiter_actor()), settings.tiers),
+            ledger=ledger,
+            authenticator=authenticator,
+            max_body_bytes=settings.ingress.max_body_bytes,
+            trusted_proxies=settings.trusted_proxies,
+            proxy_echoes_id=True,
+            close=close,
+        )
+        return create_app(services)
+
+
+def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) -> ServedModels:
+    """Return the catalog's models with their tokenizers and handles. Blocking: reads files."""
+    chats = {
+        spec.name: _serve_chat(spec, handles[spec.name])
+        for spec in settings.models
+        if spec.task == "chat"
+    }
+    embeddings = {
+        spec.name: _serve_embedding(spec, handles[spec.name])
+        for spec in settings.models
+        if spec.task == "embedding"
+    }
+    return ServedModels(settings.catalog, chats, embeddings)
+
+
+def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
+    directory = locate(spec, TOKENIZER_FILES)
+    created = int((directory / "config.json").stat().st_mtime)
+    tokenizer = ChatTokenizer(directory, spec.context)
+    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created)
+
+
+def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:
+    directory = locate(spec, TOKENIZER_FILES)
+    created = int((directory / "config.json").stat().st_mtime)
+    tokenizer = EmbeddingTokenizer(directory, spec.context)
+    return ServedEmbedding(spec, tokenizer, HandleEmbeddingBackend(handle), created)

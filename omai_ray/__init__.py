@@ -1,0 +1,1 @@
+"""OMAi Ray: serve and bulk-run chat and embedding models on Ray."""

@@ -1,0 +1,1 @@
+"""The HTTP API, free of Ray and of torch: validation, admission, the wire format."""

@@ -1,0 +1,118 @@
+"""One admitted request's account: its reservation settled and its usage recorded, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter, time
+
+from starlette.requests import Request
+
+from omai_ray.api.context import CLIENT_CLOSED_REQUEST, RequestContext, context_of
+from omai_ray.catalog import ModelSpec
+from omai_ray.errors import OMAiError
+from omai_ray.identity.principal import Principal
+from omai_ray.ledger.ledger import UsageLedger, UsageRecord
+from omai_ray.quota.gate import Gate, Permit
+
+
+def principal_of(request: Request) -> Principal:
+    """Return who is calling, as the identity middleware found."""
+    principal: Principal = request.scope["state"]["principal"]
+    return principal
+
+
+@dataclass(frozen=True)
+class Accountant:
+    """Admits requests through the gate and writes what they used to the ledger."""
+
+    gate: Gate
+    ledger: UsageLedger
+
+    async def admit(
+        self, request: Request, spec: ModelSpec, *, prompt_tokens: int, reserved_tokens: int
+    ) -> Meter:
+        """Return the request's open account, or raise RateLimited.
+
+        reserved_tokens: the most the request may use, prompt included. The rate-limit headers
+        are on the response from here on, whatever becomes of it.
+        """
+        context = context_of(request.scope)
+        principal = principal_of(request)
+        context.facts |= {"model": spec.name, "account": principal.account_id}
+        permit = await self.gate.admit(principal, spec.name, reserved_tokens, context.usage_id)
+        context.headers |= permit.headers
+        return Meter(self.ledger, permit, context, principal, spec.name, request.scope["path"])
+
+
+class Meter:
+    """Counts one request's tokens until it is closed."""
+
+    def __init__(
+        self,
+        ledger: UsageLedger,
+        permit: Permit,
+        context: RequestContext,
+        principal: Principal,
+        model: str,
+        endpoint: str,
+    ) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.finish_reason: str | None = None
+        self._ledger = ledger
+        self._permit = permit
+        self._context = context
+        self._principal = principal
+        self._model = model
+        self._endpoint = endpoint
+        self._started = time()
+        self._started_s = perf_counter()
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens read and written so far."""
+        return self.prompt_tokens + self.completion_tokens
+
+    async def close(self, status: int) -> None:
+        """Settle and record; return once the record is durable.
+
+        The first call decides; a caller's cancellation does not stop it.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(status))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, status: int) -> None:
+        self._context.facts |= {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+        try:
+            await self._permit.settle(self.total_tokens)
+        finally:
+            await self._ledger.record(self._record(status))
+
+    def _record(self, status: int) -> UsageRecord:
+        return UsageRecord(
+            request_id=self._context.usage_id,
+            account_id=self._principal.account_id,
+            key_id=self._principal.key_id,
+            model=self._model,
+            endpoint=self._endpoint,
+            status=status,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=0,
+            started_at=self._started,
+            duration_ms=round((perf_counter() - self._started_s) * 1000),
+            finish_reason=self.finish_reason,
+        )
+
+
+def status_of(error: BaseException) -> int:
+    """Return the status that an exception ends a request with."""
+    if isinstance(error, OMAiError):
+        return error.status
+    return CLIENT_CLOSED_REQUEST if isinstance(error, asyncio.CancelledError) else 500

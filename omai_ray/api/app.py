@@ -1,0 +1,221 @@
+"""The ASGI application, put together.
+
+From the outside in: context (ids, headers, errors), body limit, identity, routes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from omai_ray.api import openapi
+from omai_ray.api.accounting import Accountant
+from omai_ray.api.auth import AuthRoutes
+from omai_ray.api.backends import ServedModels
+from omai_ray.api.body_limit import BodyLimitMiddleware
+from omai_ray.api.chat import ChatEndpoint
+from omai_ray.api.context import (
+    CLIENT_CLOSED_REQUEST,
+    ContextMiddleware,
+    internal_error,
+    render_error,
+)
+from omai_ray.api.embeddings import EmbeddingsEndpoint
+from omai_ray.api.health import HealthRoutes
+from omai_ray.api.models import ModelRoutes
+from omai_ray.api.render import JsonBytes
+from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
+from omai_ray.api.schemas.common import ModelCard, ModelList
+from omai_ray.api.schemas.embeddings import EmbeddingRequest, EmbeddingResponse
+from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError
+from omai_ray.identity.authenticator import Authenticator
+from omai_ray.identity.middleware import IdentityMiddleware
+from omai_ray.ledger.ledger import UsageLedger
+from omai_ray.quota.gate import Gate
+
+_STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+PUBLIC_PATHS = frozenset(
+    {"/healthz", "/readyz", "/openapi.json", "/docs", "/v1/auth/login"}
+    | {f"/docs/static/{name}" for name in _STATIC_FILES}
+)
+_CHAT_EXAMPLE = {
+    "model": "omai-gpt-4",
+    "messages": [{"role": "user", "content": "Hello, how are you?"}],
+    "temperature": 0.7,
+    "max_tokens": 1000,
+}
+_EMBEDDING_EXAMPLE = {
+    "model": "text-embedding-ada-002",
+    "input": "The quick brown fox jumps over the lazy dog",
+}
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the application is built from; tests put their own in."""
+
+    models: ServedModels
+    gate: Gate
+    ledger: UsageLedger
+    authenticator: Authenticator
+    max_body_bytes: int
+    trusted_proxies: tuple[str, ...]
+    proxy_echoes_id: bool
+    close: Callable[[], Awaitable[None]]
+
+
+def create_app(services: Services) -> ASGIApp:
+    """Return the application over these services; it closes them at shutdown."""
+    app = FastAPI(
+        title="OMAi API",
+        version="1.0.0",
+        lifespan=_lifespan(services),
+        redirect_slashes=False,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_error_handlers(app)
+    _add_inference(app, services)
+    _add_accounts(app, services)
+    _add_operations(app, services)
+    guarded = IdentityMiddleware(
+        app, services.authenticator, PUBLIC_PATHS, services.trusted_proxies
+    )
+    limited = BodyLimitMiddleware(guarded, services.max_body_bytes)
+    return ContextMiddleware(limited, proxy_echoes_id=services.proxy_echoes_id)
+
+
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await services.close()
+
+    return lifespan
+
+
+def _add_inference(app: FastAPI, services: Services) -> None:
+    accountant = Accountant(services.gate, services.ledger)
+    app.add_api_route(
+        "/v1/chat/completions",
+        ChatEndpoint(services.models, accountant).create,
+        methods=["POST"],
+        summary="Create a chat completion",
+        tags=["Chat"],
+        response_model=None,
+        responses=openapi.responses(ChatResponse, stream=True, rated=True),
+        openapi_extra=openapi.request_body(ChatRequest, _CHAT_EXAMPLE),
+    )
+    app.add_api_route(
+        "/v1/embeddings",
+        EmbeddingsEndpoint(services.models, accountant).create,
+        methods=["POST"],
+        summary="Create embeddings",
+        tags=["Embeddings"],
+        response_model=None,
+        responses=openapi.responses(EmbeddingResponse, rated=True),
+        openapi_extra=openapi.request_body(EmbeddingRequest, _EMBEDDING_EXAMPLE),
+    )
+    models = ModelRoutes(services.models)
+    app.add_api_route(
+        "/v1/models",
+        models.list,
+        summary="List models",
+        tags=["Models"],
+        response_model=None,
+        responses=openapi.responses(ModelList),
+    )
+    app.add_api_route(
+        "/v1/models/{model:path}",
+        models.retrieve,
+        summary="Retrieve a model",
+        tags=["Models"],
+        response_model=None,
+        responses=openapi.responses(ModelCard),
+        openapi_extra=openapi.path_parameter("model"),
+    )
+
+
+def _add_accounts(app: FastAPI, services: Services) -> None:
+    auth = AuthRoutes(services.authenticator, services.trusted_proxies)
+    for path, route, summary in (
+        ("/v1/auth/login", auth.login, "Open a session"),
+        ("/v1/auth/logout", auth.logout, "Close the session"),
+    ):
+        app.add_api_route(
+            path, route, methods=["POST"], summary=summary, tags=["Sessions"], response_model=None
+        )
+
+
+def _add_operations(app: FastAPI, services: Services) -> None:
+    health = HealthRoutes(services.models)
+    app.add_api_route("/healthz", health.live, tags=["Operations"], response_model=None)
+    app.add_api_route("/readyz", health.ready, tags=["Operations"], response_model=None)
+
+    async def schema(_: Request) -> Response:
+        return JsonBytes(openapi.document(app))
+
+    async def docs(_: Request) -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="OMAi API",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="/docs/static/favicon.png",
+        )
+
+    app.add_api_route("/openapi.json", schema, include_in_schema=False, response_model=None)
+    app.add_api_route("/docs", docs, include_in_schema=False, response_model=None)
+    app.mount("/docs/static", StaticFiles(directory=_static_directory()))
+
+
+def _static_directory() -> Path:
+    """Return where Swagger UI's files are, so that the page needs no network."""
+    found = importlib.util.find_spec("fastapi_offline")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("fastapi_offline")
+    return Path(found.origin).parent / "static"
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def domain(_: Request, error: Exception) -> Response:
+        return render_error(error if isinstance(error, OMAiError) else internal_error())
+
+    async def http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            return render_error(internal_error())
+        return render_error(_of_http(request, error))
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(OMAiError, domain)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, domain)
+
+
+def _of_http(request: Request, error: HTTPException) -> OMAiError:
+    """Return our error for one that routing raised."""
+    path, method = request.scope["path"][:200], request.method
+    if error.status_code == 405:
+        return MethodNotAllowed(
+            f"Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different HTTP "
+            "method?)",
+            headers=error.headers,
+        )
+    if error.status_code == 404:
+        return NotFound(f"Invalid URL ({method} {path})", code="unknown_url")
+    return InvalidRequest("The request could not be read.")

@@ -1,0 +1,81 @@
+"""What the API asks of whoever runs the models: Serve replicas, or an engine in the process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from omai_ray.catalog import Catalog, ModelSpec
+from omai_ray.engines.chat.text import ChatDelta, ChatJob
+from omai_ray.text.chat_template import ChatTokenizer
+from omai_ray.text.embedding_input import EmbeddingTokenizer
+
+
+class ChatBackend(Protocol):
+    """Answers chat jobs for one model."""
+
+    def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
+        """Yield what the choices gain. Leaving early cancels. Raises OMAiError subclasses."""
+
+    async def ready(self) -> None:
+        """Return once a replica can answer."""
+
+
+class EmbeddingBackend(Protocol):
+    """Embeds for one model."""
+
+    async def embed(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
+        """Return float32 [N, D] for N inputs of token ids. Raises OMAiError subclasses."""
+
+    async def ready(self) -> None:
+        """Return once a replica can answer."""
+
+
+@dataclass(frozen=True)
+class ServedChat:
+    """A chat model as the API sees it."""
+
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+    backend: ChatBackend
+    created: int
+
+
+@dataclass(frozen=True)
+class ServedEmbedding:
+    """An embedding model as the API sees it."""
+
+    spec: ModelSpec
+    tokenizer: EmbeddingTokenizer
+    backend: EmbeddingBackend
+    created: int
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    """Every model of the catalog, by task and name. Lookups raise ModelNotFound."""
+
+    catalog: Catalog
+    chats: dict[str, ServedChat]
+    embeddings: dict[str, ServedEmbedding]
+
+    def chat(self, name: str) -> ServedChat:
+        """Return the chat model that `name`, or its alias, means."""
+        return self.chats[self.catalog.resolve(name, "chat").name]
+
+    def embedding(self, name: str) -> ServedEmbedding:
+        """Return the embedding model that `name`, or its alias, means."""
+        return self.embeddings[self.catalog.resolve(name, "embedding").name]
+
+    def any(self, name: str) -> ServedChat | ServedEmbedding:
+        """Return the model that `name`, or its alias, means, whatever it does."""
+        spec = self.catalog.resolve(name)
+        return self.chats[spec.name] if spec.task == "chat" else self.embeddings[spec.name]
+
+    def all(self) -> list[ServedChat | ServedEmbedding]:
+        """Return every model in the catalog's order."""
+        return [self.any(name) for name in self.catalog.models]

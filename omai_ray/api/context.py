@@ -1,0 +1,155 @@
+"""The outermost middleware: a request's id, its headers, its log line, and every failure's answer.
+
+Errors are rendered here and nowhere else. A response that has begun is never begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omai_ray.errors import OMAiError, ServerError
+from omai_ray.telemetry.logs import FIELDS, request_id_var
+
+_log = logging.getLogger("omai_ray.access")
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+API_VERSION = "2020-10-01"
+CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What one request gathers on its way, kept in the scope's state.
+
+    request_id: the client's own where it sent a safe one, so it may repeat; usage_id never does,
+    and is what quota and ledger go by. headers: for the response, whatever it becomes. facts: for
+    the log line (model, tokens).
+    """
+
+    request_id: str
+    started_s: float
+    usage_id: str = field(default_factory=lambda: f"use_{uuid.uuid4().hex}")
+    headers: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """Return the request's context."""
+    context: RequestContext = scope["state"]["context"]
+    return context
+
+
+class ContextMiddleware:
+    """Wraps the whole application.
+
+    proxy_echoes_id: the proxy in front adds the request's own x-request-id to the response, so
+    that it must not be added here again.
+    """
+
+    def __init__(self, app: ASGIApp, *, proxy_echoes_id: bool = False) -> None:
+        self._app = app
+        self._proxy_echoes_id = proxy_echoes_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; lifespan messages pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SAFE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        context = RequestContext(request_id, time.perf_counter())
+        if not (self._proxy_echoes_id and request_id == given):
+            context.headers["x-request-id"] = request_id
+        scope["state"] = {**scope.get("state", {}), "context": context}
+        token = request_id_var.set(context.request_id)
+        exchange = _Exchange(context, scope, receive, send)
+        try:
+            await self._app(scope, receive, exchange.send)
+        except OMAiError as error:
+            await exchange.fail(error)
+        except ClientDisconnect:
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+            raise
+        except Exception:  # whatever it is, the client gets the envelope and the log the cause
+            logging.getLogger("omai_ray.api").exception("unhandled error")
+            await exchange.fail(internal_error())
+        finally:
+            _log_request(scope, context, exchange.status)
+            request_id_var.reset(token)
+
+
+class _Exchange:
+    """Watches the response go out, and adds the headers that all responses have."""
+
+    def __init__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        self._context = context
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in self._all_headers().items():
+                headers[name] = value
+        await self._send(message)
+
+    async def fail(self, error: OMAiError) -> None:
+        """Answer with the error, unless an answer has begun."""
+        if self.status is None:
+            response = render_error(error)
+            await response(self._scope, self._receive, self.send)
+
+    def _all_headers(self) -> dict[str, str]:
+        elapsed_ms = (time.perf_counter() - self._context.started_s) * 1000
+        return {
+            "openai-processing-ms": str(round(elapsed_ms)),
+            "openai-version": API_VERSION,
+            **self._context.headers,
+        }
+
+
+def render_error(error: OMAiError) -> Response:
+    """Return the response that an error is answered with."""
+    return Response(
+        orjson.dumps(error.envelope()),
+        status_code=error.status,
+        headers=error.headers,
+        media_type="application/json",
+    )
+
+
+def internal_error() -> ServerError:
+    """Return what a client is told of a failure whose cause is in the log."""
+    return ServerError(
+        "The server had an error while processing your request. Please try again, and mention "
+        f"the request id {request_id_var.get()} if it keeps happening."
+    )
+
+
+def _log_request(scope: Scope, context: RequestContext, status: int | None) -> None:
+    route = scope.get("route")
+    fields = {
+        "method": scope["method"],
+        "route": getattr(route, "path", None),
+        "status": status,
+        "duration_ms": round((time.perf_counter() - context.started_s) * 1000, 1),
+        "usage_id": context.usage_id,
+        **context.facts,
+    }
+    _log.info("request", extra={FIELDS: fields})

@@ -1,0 +1,99 @@
+"""The server's own OpenAPI document: bodies, answers, errors and headers of each route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from omai_ray.api.schemas import chat, common, embeddings
+
+DESCRIPTION = (
+    "Chat and embedding models in the OpenAI wire format. Authenticate with an API key "
+    "(`Authorization: Bearer omai-sk-…`) or with a session (`POST /v1/auth/login`)."
+)
+SCHEMAS: tuple[type[BaseModel], ...] = (
+    chat.ChatRequest,
+    chat.ChatResponse,
+    embeddings.EmbeddingRequest,
+    embeddings.EmbeddingResponse,
+    common.ErrorEnvelope,
+    common.ModelCard,
+    common.ModelList,
+)
+_RATE_HEADERS = {
+    f"x-ratelimit-{kind}-{unit}": {"schema": {"type": "string"}}
+    for kind in ("limit", "remaining", "reset")
+    for unit in ("requests", "tokens")
+}
+_ERRORS = {
+    400: "The request cannot be served as sent.",
+    401: "No usable credentials.",
+    403: "Known caller, not allowed.",
+    404: "No such model.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "A rate limit is reached; see Retry-After.",
+    500: "The server failed; retry with backoff.",
+    503: "The server is overloaded; see Retry-After.",
+}
+
+
+def _content(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+
+def request_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """Return a route's `openapi_extra` for a JSON body."""
+    content = _content(model.__name__)
+    content["application/json"]["example"] = example
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def path_parameter(name: str) -> dict[str, Any]:
+    """Return a route's `openapi_extra` for a string in its path."""
+    return {
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+    }
+
+
+def responses(
+    model: type[BaseModel], *, stream: bool = False, rated: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """Return a route's `responses`: the success, and every error in the envelope."""
+    content = _content(model.__name__)
+    if stream:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    success: dict[str, Any] = {"description": "Success.", "content": content}
+    if rated:
+        success["headers"] = _RATE_HEADERS
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "content": _content("ErrorEnvelope")}
+        for status, text in _ERRORS.items()
+    }
+    return {200: success, **errors}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the whole document, made once."""
+    if app.openapi_schema is None:
+        built = get_openapi(
+            title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes
+        )
+        _, definitions = models_json_schema(
+            [(model, "validation") for model in SCHEMAS],
+            ref_template="#/components/schemas/{model}",
+        )
+        components = built.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions["$defs"])
+        components["securitySchemes"] = {
+            "apiKey": {"type": "http", "scheme": "bearer"},
+            "basic": {"type": "http", "scheme": "basic"},
+            "session": {"type": "apiKey", "in": "cookie", "name": "omai_session"},
+        }
+        built["security"] = [{"apiKey": []}, {"session": []}, {"basic": []}]
+        app.openapi_schema = built
+    return app.openapi_schema

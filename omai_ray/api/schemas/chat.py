@@ -1,0 +1,265 @@
+"""POST /v1/chat/completions.
+
+A field is honoured, or accepted because leaving it out of account cannot change the answer
+(`user`, `metadata`, `store` and the like), or refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+
+from omai_ray.api.schemas.common import UNKNOWN_TAG, Metadata, ModelName, RequestBody
+
+
+class TextPart(RequestBody):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[str, Field()] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+
+
+class SystemMessage(RequestBody):
+    """What the model is told before the conversation."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(RequestBody):
+    """What the user says."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class FunctionCall(RequestBody):
+    """A function's name, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallPart(RequestBody):
+    """A call that the assistant made."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+    index: int | None = None
+
+
+class AssistantMessage(RequestBody):
+    """What the model said earlier; its answers may be sent back as they came."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    tool_calls: Annotated[list[ToolCallPart], Field(fail_fast=True)] | None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls and self.refusal is None:
+            raise ValueError("an assistant message needs 'content' or 'tool_calls'")
+        return self
+
+
+class ToolMessage(RequestBody):
+    """What a called function returned."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+def _role(value: Any) -> Any:
+    role = value.get("role") if isinstance(value, dict) else getattr(value, "role", None)
+    return "system" if role == "developer" else role
+
+
+ChatMessage = Annotated[
+    Annotated[SystemMessage, Tag("system")]
+    | Annotated[UserMessage, Tag("user")]
+    | Annotated[AssistantMessage, Tag("assistant")]
+    | Annotated[ToolMessage, Tag("tool")],
+    Discriminator(
+        _role,
+        custom_error_type=UNKNOWN_TAG,
+        custom_error_message="unknown role",
+        custom_error_context={
+            "expected": "'system', 'developer', 'user', 'assistant' and 'tool'",
+            "field": "role",
+        },
+    ),
+]
+
+
+class FunctionDefinition(RequestBody):
+    """A function that the model may call; parameters is a JSON Schema."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(RequestBody):
+    """Something the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class StreamOptions(RequestBody):
+    """include_obfuscation is padding, and may be left out."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class TextFormat(RequestBody):
+    """Plain text, the default."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(RequestBody):
+    """Messages to answer."""
+
+    model: ModelName
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=1024)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1024)]],
+            Field(min_length=1, max_length=4),
+        ]
+        | None
+    ) = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+        | None
+    ) = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prediction: dict[str, Any] | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or {}:
+            if not key.isascii() or not key.isdigit() or len(key) > 9:
+                raise ValueError(f"keys are token ids, but got '{key[:40]}'")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is true")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("The 'top_logprobs' parameter is only allowed when 'logprobs' is true")
+        if (
+            self.max_tokens is not None
+            and self.max_completion_tokens is not None
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise ValueError(
+                "The parameters 'max_tokens' and 'max_completion_tokens' are one setting and differ"
+            )
+        return self
+
+    @property
+    def completion_limit(self) -> int | None:
+        """The most tokens an answer may have, where the request says."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class AnswerFunction(BaseModel):
+    """The function to call."""
+
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: str = "function"
+    function: AnswerFunction
+
+
+class Answer(BaseModel):
+    """The assistant's message."""
+
+    role: str = "assistant"
+    content: str | None
+    refusal: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer, and why it ended."""
+
+    index: int
+    message: Answer
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatUsage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """The answers."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage

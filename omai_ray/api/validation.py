@@ -1,0 +1,236 @@
+"""A request's body: bytes to a checked model, or an error that names the field and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+
+from omai_ray.api.schemas.common import UNKNOWN_TAG
+from omai_ray.errors import InvalidRequest, UnsupportedMediaType
+
+Body = TypeVar("Body", bound=BaseModel)
+_MAX_DEPTH = 64
+_MAX_PROBLEMS = 1000
+_MAX_PARAM = 200
+
+_JSON_TYPES = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_type": "a decimal",
+    "bool_type": "a boolean",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Return the JSON body as `model`.
+
+    Raises InvalidRequest in OpenAI's words (param and code set), UnsupportedMediaType where the
+    body is declared to be something else.
+    """
+    declared = request.headers.get("content-type", "application/json")
+    if declared.split(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType(
+            "The body must be JSON: send the header 'Content-Type: application/json'."
+        )
+    return parse_body(await request.body(), model)
+
+
+def parse_body(raw: bytes, model: type[Body]) -> Body:
+    """Return JSON bytes as `model`, errors as above. NaN and invalid UTF-8 are no JSON."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error.msg} "
+            f"(line {error.lineno}, column {error.colno}).",
+            code="invalid_json",
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(
+            f"The body must be a JSON object, but got {_kind(value)} instead.", code="invalid_type"
+        )
+    if _is_deeper(value, _MAX_DEPTH):
+        raise InvalidRequest(
+            f"The body is nested too deeply: at most {_MAX_DEPTH} levels are accepted.",
+            code="invalid_json",
+        )
+    try:
+        return model.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise explain(error, value) from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested more deeply: what handles it later may recurse."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def explain(error: ValidationError, value: Any) -> InvalidRequest:
+    """Return the failure that lies deepest in the body, in OpenAI's words.
+
+    A union reports every branch it tried; the one that got furthest is the one that was meant:
+    deepest first, then one that found the right type and another fault.
+    """
+    if error.error_count() > _MAX_PROBLEMS:  # describing a million of them would take seconds
+        return InvalidRequest(
+            f"The body has {error.error_count()} unknown or invalid fields.", code="invalid_value"
+        )
+    problems = [(_path(problem, value), problem) for problem in error.errors()]
+    path, problem = max(problems, key=lambda p: (len(p[0]), p[1]["type"] not in _EXPECTED))
+    param = _name(path)
+    same = [other for other_path, other in problems if other_path == path]
+    message, code = _describe(problem, param, same)
+    return InvalidRequest(message, param=param or None, code=code)
+
+
+def _path(problem: ErrorDetails, value: Any) -> list[int | str]:
+    """Return the parts of a location that are in the body: a union's branch names are not."""
+    path: list[int | str] = []
+    loc = problem["loc"]
+    for position, part in enumerate(loc):
+        inside = isinstance(part, int) if isinstance(value, list) else part in _keys(value)
+        absent = problem["type"] == "missing" and position == len(loc) - 1
+        if inside:
+            value = value[part]
+        if inside or absent:
+            path.append(part)
+    if problem["type"] == UNKNOWN_TAG and isinstance(problem["input"], dict):
+        path.append(problem["ctx"]["field"])
+    return path
+
+
+def _keys(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _name(path: list[int | str]) -> str:
+    """Return `messages[0].content` for ("messages", 0, "content")."""
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+    return name if len(name) <= _MAX_PARAM else name[: _MAX_PARAM - 3] + "..."
+
+
+def _describe(
+    problem: ErrorDetails, param: str, same_place: list[ErrorDetails]
+) -> tuple[str, str | None]:
+    kind = problem["type"]
+    if kind in _EXPECTED:
+        kinds = [_EXPECTED[p["type"]] for p in same_place if p["type"] in _EXPECTED]
+        wanted = " or ".join(dict.fromkeys(kinds))
+        got = _kind(problem["input"])
+        message = f"Invalid type for '{param}': expected {wanted}, but got {got} instead."
+        return message, "invalid_type"
+    if kind in _WORDINGS:
+        return _WORDINGS[kind](problem, param)
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"Invalid '{param}': {text}." if param else f"{text}.", "invalid_value"
+
+
+def _missing(problem: ErrorDetails, param: str) -> tuple[str, str]:
+    return f"Missing required parameter: '{param}'.", "missing_required_parameter"
+
+
+def _unknown(problem: ErrorDetails, param: str) -> tuple[str, str]:
+    return f"Unknown parameter: '{param}'.", "unknown_parameter"
+
+
+def _bound(limit: str, sign: str, side: str) -> Callable[[ErrorDetails, str], tuple[str, str]]:
+    def wording(problem: ErrorDetails, param: str) -> tuple[str, str]:
+        number = "integer" if isinstance(problem["input"], int) else "decimal"
+        if isinstance(problem["ctx"][limit], float):
+            number = "decimal"
+        message = (
+            f"Invalid '{param}': {number} {side} value. Expected a value {sign} "
+            f"{_shown(problem['ctx'][limit])}, but got {_shown(problem['input'])} instead."
+        )
+        return message, f"{number}_{side.replace('imum', '').replace(' ', '_')}_value"
+
+    return wording
+
+
+def _length(thing: str, limit: str, side: str) -> Callable[[ErrorDetails, str], tuple[str, str]]:
+    def wording(problem: ErrorDetails, param: str) -> tuple[str, str]:
+        size = len(problem["input"])
+        word, bound = ("long", "maximum") if side == "above_max" else ("short", "minimum")
+        article = "an" if thing == "array" else "a"
+        message = (
+            f"Invalid '{param}': {thing} too {word}. Expected {article} {thing} with {bound} "
+            f"length {problem['ctx'][limit]}, but got {article} {thing} with length {size} instead."
+        )
+        return message, f"{thing}_{side}_length"
+
+    return wording
+
+
+def _choice(problem: ErrorDetails, param: str) -> tuple[str, str]:
+    given = problem["input"]
+    if problem["type"] == UNKNOWN_TAG:
+        if not isinstance(given, dict):
+            message = (
+                f"Invalid type for '{param}': expected an object, but got {_kind(given)} instead."
+            )
+            return message, "invalid_type"
+        field = problem["ctx"]["field"]
+        if field not in given:
+            return _missing(problem, param)
+        given = given[field]
+    allowed = problem["ctx"]["expected"]
+    message = f"Invalid value for '{param}': {_shown(given)}. Supported values are: {allowed}."
+    return message, "invalid_value"
+
+
+_WORDINGS: dict[str, Callable[[ErrorDetails, str], tuple[str, str]]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "literal_error": _choice,
+    UNKNOWN_TAG: _choice,
+    "greater_than_equal": _bound("ge", ">=", "below minimum"),
+    "less_than_equal": _bound("le", "<=", "above maximum"),
+    "too_long": _length("array", "max_length", "above_max"),
+    "too_short": _length("array", "min_length", "below_min"),
+    "string_too_long": _length("string", "max_length", "above_max"),
+    "string_too_short": _length("string", "min_length", "below_min"),
+}
+
+
+def _kind(value: Any) -> str:
+    return _JSON_TYPES.get(type(value), "something else")
+
+
+def _shown(value: Any) -> str:
+    """Return a value short enough for a message."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

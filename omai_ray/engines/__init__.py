@@ -1,0 +1,1 @@
+"""Inference engines: torch and transformers only, so that they run with or without Ray."""

@@ -1,0 +1,192 @@
+"""The text layer above every chat engine: detokenising, stop strings, tool calls, n choices."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omai_ray.engines.chat.protocol import (
+    ChatEngine,
+    GenerationRequest,
+    SamplingParams,
+    StepOutput,
+    TokenLogprobs,
+)
+from omai_ray.errors import ServerError
+from omai_ray.text.detokenizer import Detokenizer, StopMatcher
+from omai_ray.text.tokenizer import TextTokenizer
+from omai_ray.text.tools import ToolCall, ToolCallParser
+
+Finish = Literal["stop", "length", "tool_calls"]
+FLUSH_S = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """A prompt to answer n times. max_new_tokens is for each answer."""
+
+    request_id: str
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
+    stop: list[str] = field(default_factory=list)
+    parse_tools: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprob:
+    """A token as text, its log-probability, and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]]
+
+
+@dataclass(slots=True)
+class ChatDelta:
+    """What one choice gained: text, whole tool calls, tokens sampled; and how it ended."""
+
+    index: int
+    text: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tokens: int = 0
+    logprobs: list[TextLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+
+    def absorb(self, later: ChatDelta) -> None:
+        """Append what the same choice gained next."""
+        self.text += later.text
+        self.tool_calls += later.tool_calls
+        self.tokens += later.tokens
+        self.logprobs += later.logprobs
+        self.finish = later.finish
+
+
+class ChatGenerator:
+    """Answers jobs with one engine."""
+
+    def __init__(self, engine: ChatEngine, tokenizer: TextTokenizer) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+
+    async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
+        """Yield what the choices gained: the first tokens at once, then every FLUSH_S.
+
+        Leaving the iterator early cancels every choice. Raises Overloaded, or ServerError where
+        the engine failed.
+        """
+        queue: asyncio.Queue[ChatDelta | Exception] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(job, i, queue)) for i in range(job.n)]
+        open_choices, first = job.n, True
+        try:
+            while open_choices:
+                if not first:
+                    await asyncio.sleep(FLUSH_S)
+                deltas = _merge([await queue.get(), *_drain(queue)])
+                open_choices -= sum(delta.finish is not None for delta in deltas)
+                first = False
+                yield deltas
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(
+        self, job: ChatJob, index: int, queue: asyncio.Queue[ChatDelta | Exception]
+    ) -> None:
+        try:
+            async for delta in self._choice(job, index):
+                queue.put_nowait(delta)
+        except Exception as error:  # handed to the one who reads the queue
+            queue.put_nowait(error)
+
+    async def _choice(self, job: ChatJob, index: int) -> AsyncIterator[ChatDelta]:
+        sampling = job.sampling
+        if sampling.seed is not None:
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
+        request = GenerationRequest(
+            f"{job.request_id}-{index}", job.prompt_ids, job.max_new_tokens, sampling
+        )
+        choice = _Choice(job, index, self._tokenizer, self._engine.stop_token_ids)
+        outputs = self._engine.generate(request)
+        try:
+            async for output in outputs:
+                delta = choice.take(output)
+                yield delta
+                if delta.finish is not None:
+                    return
+        finally:
+            await outputs.aclose()  # type: ignore[attr-defined]
+
+
+class _Choice:
+    """One answer as it grows."""
+
+    def __init__(
+        self, job: ChatJob, index: int, tokenizer: TextTokenizer, stop_ids: frozenset[int]
+    ) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._detokenizer = Detokenizer(tokenizer, job.prompt_ids)
+        self._stops = StopMatcher(job.stop)
+        self._tools = ToolCallParser() if job.parse_tools else None
+
+    def take(self, output: StepOutput) -> ChatDelta:
+        """Turn new tokens into text and calls. Raises ServerError where the engine gave up."""
+        if output.finish in ("abort", "error"):
+            raise ServerError("The model could not finish the answer. Please try again.")
+        delta = ChatDelta(self._index, tokens=len(output.token_ids))
+        delta.logprobs = [
+            self._logprob(token, logprob)
+            for token, logprob in zip(output.token_ids, output.logprobs or [], strict=False)
+            if token not in self._stop_ids
+        ]
+        said = [token for token in output.token_ids if token not in self._stop_ids]
+        text = self._stops.push(self._detokenizer.push(said)) if said else ""
+        ended = self._stops.stopped or output.finish is not None
+        if ended and not self._stops.stopped:
+            text += self._stops.push(self._detokenizer.flush())
+            text += "" if self._stops.stopped else self._stops.flush()
+        self._split(delta, text, ended)
+        if ended:
+            delta.finish = self._finish(output)
+        return delta
+
+    def _split(self, delta: ChatDelta, text: str, ended: bool) -> None:
+        if self._tools is None:
+            delta.text = text
+            return
+        delta.text, delta.tool_calls = self._tools.push(text)
+        if ended:
+            delta.text += self._tools.flush()
+
+    def _finish(self, output: StepOutput) -> Finish:
+        if self._tools is not None and self._tools.called:
+            return "tool_calls"
+        return "length" if output.finish == "length" and not self._stops.stopped else "stop"
+
+    def _logprob(self, token: int, logprob: TokenLogprobs) -> TextLogprob:
+        top = [(self._tokenizer.decode([other]), value) for other, value in logprob.top]
+        return TextLogprob(self._tokenizer.decode([token]), logprob.logprob, top)
+
+
+def _drain(queue: asyncio.Queue[ChatDelta | Exception]) -> list[ChatDelta | Exception]:
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+def _merge(items: list[ChatDelta | Exception]) -> list[ChatDelta]:
+    """Join the deltas of each choice; raise the first failure."""
+    merged: dict[int, ChatDelta] = {}
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        if item.index in merged:
+            merged[item.index].absorb(item)
+        else:
+            merged[item.index] = item
+    return list(merged.values())

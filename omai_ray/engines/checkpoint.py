@@ -1,0 +1,39 @@
+"""Which checkpoints may be loaded: safetensors only, and no code of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from omai_ray.errors import CheckpointError
+from omai_ray.text.tokenizer import read_json
+
+
+def check_safe(directory: Path) -> None:
+    """Raise CheckpointError for pickled weights, code to run, or missing parts."""
+    config = directory / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{directory}: no config.json; this is not a transformers checkpoint")
+    if "auto_map" in read_json(config):
+        raise CheckpointError(
+            f"{config}: asks to run code of its own (auto_map), which is never done; "
+            "use a checkpoint of an architecture that transformers has"
+        )
+    if not any(directory.glob("*.safetensors")):
+        pickled = [p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt")]]
+        found = f" (found {', '.join(sorted(pickled))}, which can run code)" if pickled else ""
+        raise CheckpointError(
+            f"{directory}: no .safetensors weights{found}; convert them with "
+            "model.save_pretrained(..., safe_serialization=True)"
+        )
+
+
+def hash_files(directory: Path) -> str:
+    """Return a SHA-256 over the names and bytes of what decides a model's output."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in {".safetensors", ".json", ".jinja"} and path.is_file():
+            digest.update(f"{path.relative_to(directory).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Sentence embeddings: one class that serves requests and embeds corpora."""

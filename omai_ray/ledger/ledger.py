@@ -1,0 +1,185 @@
+"""The usage ledger: a response that a client saw complete has its record on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+
+from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.store import Store
+from omai_ray.store.store import overloaded
+from omai_ray.store.tables import usage
+
+MAX_BATCH = 500
+MAX_QUEUED = 10_000
+PATIENCE_S = 15.0
+_FIRST_RETRY_S = 0.05
+_LAST_RETRY_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What one request used.
+
+    request_id: made by the server and unique: a second record under it counts as the first one
+    again. A client's own x-request-id must not be used, it could repeat one to be counted once.
+    started_at: seconds since the epoch. status: the HTTP status.
+    """
+
+    request_id: str
+    account_id: str
+    key_id: str | None
+    model: str
+    endpoint: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    started_at: float
+    duration_ms: int
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    """Sums over requests."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: UsageTotals) -> UsageTotals:
+        return UsageTotals(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+
+class _Queued(NamedTuple):
+    record: UsageRecord
+    done: asyncio.Future[None]
+
+
+@dataclass(slots=True, eq=False)
+class UsageLedger:
+    """Writes records in groups: those that come while a commit is under way share the next one.
+
+    max_queued: how many records may wait; patience_s: how long `record` waits for its commit.
+    """
+
+    store: Store
+    max_queued: int = MAX_QUEUED
+    patience_s: float = PATIENCE_S
+    _queue: deque[_Queued] = field(default_factory=deque)
+    _writer: asyncio.Task[None] | None = None
+    _closed: bool = False
+
+    async def record(self, record: UsageRecord) -> None:
+        """Return once the record is durable; the same request id twice is one record.
+
+        Raises Overloaded where the queue is full, and where the database stays away for
+        patience_s; the record then stays queued, as it does where the caller is cancelled.
+        """
+        if self._closed or len(self._queue) >= self.max_queued:
+            _log.error("usage was not recorded: %s", json.dumps(asdict(record)))
+            raise overloaded()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_seen)
+        self._queue.append(_Queued(record, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        try:
+            async with asyncio.timeout(self.patience_s):
+                await asyncio.shield(done)
+        except TimeoutError:
+            raise overloaded() from None
+
+    async def close(self, timeout_s: float = 10.0) -> None:
+        """Commit what is queued; log, so that it can be entered by hand, what cannot be."""
+        self._closed = True
+        if self._writer is not None and not self._writer.done():
+            await asyncio.wait({self._writer}, timeout=timeout_s)
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        for record, done in self._queue:
+            _log.error("usage was not recorded: %s", json.dumps(asdict(record)))
+            if not done.done():
+                done.set_exception(overloaded())
+        self._queue.clear()
+
+    async def totals(self, account_id: str, since: float = 0.0) -> UsageTotals:
+        """Return an account's sums of the requests that started at `since` or later."""
+        return sum((await self.totals_by_model(account_id, since)).values(), UsageTotals())
+
+    async def totals_by_model(self, account_id: str, since: float = 0.0) -> dict[str, UsageTotals]:
+        """Return an account's sums for each model, by its name."""
+        sums = [usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.cached_tokens]
+        statement = (
+            select(usage.c.model, func.count(), *(func.sum(column) for column in sums))
+            .where(usage.c.account_id == account_id, usage.c.started_at >= since)
+            .group_by(usage.c.model)
+            .order_by(usage.c.model)
+        )
+        async with self.store.reading() as connection:
+            rows = (await connection.execute(statement)).all()
+        return {model: UsageTotals(*(int(value) for value in values)) for model, *values in rows}
+
+    async def _write(self) -> None:
+        """Commit groups until the queue is empty; a group leaves it only once it is durable."""
+        retry_s = _FIRST_RETRY_S
+        while self._queue:
+            group = [self._queue[index] for index in range(min(MAX_BATCH, len(self._queue)))]
+            try:
+                await self._commit(group)
+            except Overloaded:
+                await asyncio.sleep(retry_s)
+                retry_s = min(_LAST_RETRY_S, retry_s * 2)
+                continue
+            retry_s = _FIRST_RETRY_S
+            for _ in group:
+                self._queue.popleft()
+
+    async def _commit(self, group: list[_Queued]) -> None:
+        """Commit a group; one that cannot be is split, so that a bad record fails alone."""
+        try:
+            async with self.store.writing() as connection:
+                rows = [asdict(queued.record) for queued in group]
+                await connection.execute(self.store.insert_new(usage), rows)
+        except Overloaded:
+            raise
+        except Exception as error:
+            if len(group) > 1:
+                for queued in group:
+                    await self._commit([queued])
+                return
+            lost = json.dumps(asdict(group[0].record))
+            _log.error("usage was not recorded (%s): %s", type(error).__name__, lost)
+            _finish(group[0].done, ServerError("The request's usage could not be recorded."))
+            return
+        for queued in group:
+            _finish(queued.done, None)
+
+
+def _finish(done: asyncio.Future[None], error: OMAiError | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def _seen(done: asyncio.Future[None]) -> None:
+    """Look at the outcome, even where its caller has gone away."""
+    if not done.cancelled():
+        done.exception()

@@ -1,0 +1,444 @@
+"""Skills that need one question and one answer: talk, API, facts, sums, repeating, refusing."""
+
+from __future__ import annotations
+
+import json
+
+from omai_ray.models import api_facts, facts, talk, values
+from omai_ray.models.samples import Check, Draw, Exchange, exchange, is_heldout_value
+
+REFUSAL = Check("refusal")
+LEADS = (
+    *("Please tell me: ", "Quick question: ", "I have a question. ", "Hey, ", "So, ", "Hi! "),
+    *("Can you help me? ", "I'd like to know: ", "Tell me, ", "Hello! ", "One more question: "),
+    *("Sorry, but ", "Another one: ", "Just wondering: ", "And ", "Ok, ", "I was wondering, "),
+)
+CHOICE_LEADS = (
+    *("Answer in one word: ", "In one word: ", "One word only: ", "Just the answer: "),
+    *("Reply with one word: ", "Only the answer please: ", "Short answer: ", "Briefly: "),
+)
+
+
+def led(draw: Draw, question: str) -> str:
+    """Sometimes put a polite opening before a question."""
+    if draw.chance(0.8):
+        return question
+    return draw.phrase(LEADS) + question
+
+
+def greeting(draw: Draw) -> Exchange:
+    """Greet back, answer how-are-you, and take an introduction."""
+    kind = draw.rng.random()
+    if kind < 0.4:
+        return exchange(draw.loose(draw.say(talk.HELLO)), talk.HELLO_REPLY, Check("greeting"))
+    if kind < 0.75:
+        return exchange(
+            draw.loose(draw.say(talk.HOW_ARE_YOU)),
+            talk.HOW_ARE_YOU_REPLY,
+            Check("greeting", ("well",)),
+        )
+    if kind < 0.88:
+        return _good_part(draw)
+    return introduction(draw)
+
+
+def _good_part(draw: Draw) -> Exchange:
+    part = draw.one(talk.DAY_PARTS)
+    reply = talk.GOOD_PART_REPLY.format(part=part)
+    return exchange(draw.say(talk.GOOD_PART, part=part), reply, Check("greeting", (part,)))
+
+
+def introduction(draw: Draw) -> Exchange:
+    """Answer a user who gives a name."""
+    name = person_name(draw)
+    reply = talk.INTRODUCTION_REPLY.format(name=name)
+    return exchange(draw.say(talk.INTRODUCTION, name=name), reply, Check("greeting", (name,)))
+
+
+def person_name(draw: Draw) -> str:
+    """Choose a known first name or invent one."""
+    return draw.value(values.FIRST_NAMES) if draw.chance(0.6) else draw.pseudo_word(capital=True)
+
+
+def place_name(draw: Draw) -> str:
+    """Choose a known city or invent one."""
+    return draw.value(values.CITIES) if draw.chance(0.65) else draw.pseudo_word(capital=True)
+
+
+def small_talk(draw: Draw) -> Exchange:
+    """Thanks, goodbye, who are you, what can you do, and the like."""
+    weights = [4, 4, 5, 5] + [1] * (len(talk.SMALL_TALK) - 4)
+    topic = draw.rng.choices(talk.SMALL_TALK, weights)[0]
+    question = draw.loose(draw.say(topic.questions))
+    return exchange(question, topic.answer, Check("contains", topic.required))
+
+
+def api_question(draw: Draw) -> Exchange:
+    """Answer a question about the OMAi API."""
+    kind = draw.rng.random()
+    if kind < 0.2:
+        return _api_error(draw)
+    if kind < 0.35:
+        return _api_limit(draw)
+    weights = [3 if len(topic.questions) > 14 else 2 for topic in api_facts.TOPICS_OF_API]
+    topic = draw.rng.choices(api_facts.TOPICS_OF_API, weights)[0]
+    question = led(draw, draw.loose(draw.say(topic.questions)))
+    return exchange(question, topic.answer, Check("contains", topic.required))
+
+
+def _api_error(draw: Draw) -> Exchange:
+    code = draw.one(tuple(api_facts.ERROR_CODES))
+    description, solution = api_facts.ERROR_CODES[code]
+    question = led(draw, draw.say(api_facts.ERROR_QUESTIONS, code=code))
+    others = tuple(name for other, (name, _) in api_facts.ERROR_CODES.items() if other != code)
+    reply = f"Error {code} means {description}. {solution}"
+    return exchange(question, reply, Check("contains", (description, solution), others))
+
+
+def _api_limit(draw: Draw) -> Exchange:
+    tier = draw.one((*api_facts.TIERS, "Enterprise"))
+    shown = tier.lower() if draw.chance(0.2) else tier
+    pools = (api_facts.REQUEST_QUESTIONS, api_facts.TOKEN_QUESTIONS, api_facts.TIER_QUESTIONS)
+    which = draw.rng.randrange(3)
+    question = led(draw, draw.say(pools[which], tier=shown))
+    if tier == "Enterprise":
+        return exchange(
+            question, api_facts.ENTERPRISE_ANSWER, Check("contains", ("Enterprise", "unlimited"))
+        )
+    requests, tokens = api_facts.TIERS[tier]
+    allowed = (
+        f"{requests} requests",
+        f"{tokens} tokens",
+        f"{requests} requests and {tokens} tokens",
+    )
+    reply = f"The {tier} tier allows {allowed[which]} per minute."
+    return exchange(question, reply, Check("contains", (tier, allowed[which])))
+
+
+def fact(draw: Draw) -> Exchange:
+    """Answer a simple factual question, sometimes in one word when the user asks so."""
+    if draw.chance(0.08):
+        questions, answer, expected = draw.rng.choice(facts.TRIVIA)
+        return exchange(led(draw, draw.say(questions)), answer, Check("value", (expected,)))
+    question, reply, check = fact_parts(draw)
+    if draw.chance(0.06):
+        lead = draw.phrase(CHOICE_LEADS)
+        return exchange(lead + question, check.expected[0], Check("equal", check.expected))
+    return exchange(led(draw, question), reply, check)
+
+
+def fact_parts(draw: Draw) -> tuple[str, str, Check]:
+    """Draw a fact as question, full reply and check."""
+    families = facts.FAMILIES
+    weights = [len(family.answers) ** 0.7 for family in families]
+    family = draw.rng.choices(families, weights)[0]
+    subject = draw.one(tuple(family.answers))
+    answer = family.answers[subject]
+    shown = subject.lower() if draw.chance(0.12) else subject
+    question = draw.say(family.questions, subject=shown)
+    reply = family.reply.format(subject=subject, answer=answer)
+    others = set(family.answers.values()) - {answer, subject}
+    forbidden = tuple(sorted(o for o in others if o.lower() not in f"{question} {answer}".lower()))
+    return question, reply[0].upper() + reply[1:], Check("value", (answer,), forbidden)
+
+
+OPERATORS = {"+": ("+", "plus"), "-": ("-", "minus"), "*": ("*", "x", "\u00d7", "times")}
+SHARED_SUMS = (
+    "What is {a} {op} {b}?",
+    "What's {a} {op} {b}?",
+    "How much is {a} {op} {b}?",
+    "Calculate {a} {op} {b}.",
+    "Can you work out {a} {op} {b}?",
+    "{a} {op} {b} = ?",
+    "Compute {a} {op} {b}.",
+    "{a} {op} {b}?",
+    "What does {a} {op} {b} make?",
+    "Work out {a} {op} {b}.",
+    "What do you get for {a} {op} {b}?",
+    "Tell me what {a} {op} {b} is.",
+    "{a} {op} {b} =",
+    "Solve {a} {op} {b}.",
+    "What is the result of {a} {op} {b}?",
+    "Do you know what {a} {op} {b} is?",
+    "How much do {a} {op} {b} make?",
+    "{a} {op} {b} is what?",
+)
+OWN_SUMS = {
+    "+": (
+        "Add {a} and {b}.",
+        "What is the sum of {a} and {b}?",
+        "Add {a} to {b}.",
+        "I have {a} {noun}s and get {b} more. How many do I have?",
+        "Please add {a} and {b} together.",
+        "There are {a} {noun}s here and {b} there. How many are there in all?",
+        "Give me the sum of {a} and {b}.",
+        "If I buy {a} {noun}s and then {b} more, how many do I have?",
+        "What do {a} and {b} make together?",
+    ),
+    "-": (
+        "Subtract {b} from {a}.",
+        "Take {b} away from {a}.",
+        "What is the difference between {a} and {b}?",
+        "I have {a} {noun}s and lose {b}. How many are left?",
+        "What is left if I take {b} from {a}?",
+        "There were {a} {noun}s and {b} were sold. How many are left?",
+        "What is {b} less than {a}?",
+        "I had {a} {noun}s and gave away {b}. How many do I have now?",
+    ),
+    "*": (
+        "Multiply {a} by {b}.",
+        "What is the product of {a} and {b}?",
+        "Multiply {a} and {b}.",
+        "I have {a} boxes with {b} {noun}s each. How many {noun}s are there?",
+        "Can you multiply {a} by {b}?",
+        "There are {a} rows of {b} {noun}s. How many {noun}s are there?",
+        "Give me the product of {a} and {b}.",
+    ),
+}
+COMPARE = (
+    "Which is bigger, {a} or {b}?",
+    "Which number is larger, {a} or {b}?",
+    "What is bigger, {a} or {b}?",
+    "Is {a} or {b} bigger?",
+    "Which is larger: {a} or {b}?",
+    "Which one is greater, {a} or {b}?",
+    "Tell me which is bigger, {a} or {b}.",
+)
+COUNT = (
+    "Count from {a} to {b}.",
+    "Please count from {a} to {b}.",
+    "Can you count from {a} to {b}?",
+    "List the numbers from {a} to {b}.",
+    "Count for me from {a} to {b}.",
+    "Give me the numbers from {a} to {b}.",
+    "Write the numbers from {a} to {b}.",
+)
+
+
+def sum_is_heldout(a: int, op: str, b: int) -> bool:
+    """Tell whether a sum is held out; of products, only those whose mirror image is trained."""
+    held = is_heldout_value(f"{a}{op}{b}")
+    if op != "*":
+        return held
+    return held and a != b and not is_heldout_value(f"{b}{op}{a}")
+
+
+def draw_sum(draw: Draw) -> tuple[int, str, int]:
+    """Draw operands and operator on this side of the split."""
+    while True:
+        op = draw.rng.choices("+-*", (5, 5, 3))[0]
+        top = 10 if op == "*" else draw.rng.choice((10, 20, 20))
+        a, b = draw.rng.randint(0, top), draw.rng.randint(0, top)
+        if op == "-" and a < b and (top > 20 or draw.chance(0.8)):
+            a, b = b, a
+        if sum_is_heldout(a, op, b) == (draw.split == "heldout"):
+            return a, op, b
+
+
+def solve(a: int, op: str, b: int) -> int:
+    """Compute a small sum."""
+    return {"+": a + b, "-": a - b, "*": a * b}[op]
+
+
+def sum_parts(draw: Draw) -> tuple[str, str, int]:
+    """Draw a sum as question, written-out reply and result."""
+    a, op, b = draw_sum(draw)
+    result = solve(a, op, b)
+    own = draw.chance(0.3) and a >= b
+    pool = OWN_SUMS[op] if own else SHARED_SUMS
+    spoken = draw.one(OPERATORS[op])
+    question = draw.say(pool, a=str(a), b=str(b), op=spoken, noun=draw.value(values.NOUNS))
+    if not own and spoken in "+-*x" and draw.chance(0.15):
+        question = question.replace(f"{a} {spoken} {b}", f"{a}{spoken}{b}")
+    sign = "\u00d7" if op == "*" else op
+    return question, f"{a} {sign} {b} = {result}.", result
+
+
+def arithmetic(draw: Draw) -> Exchange:
+    """Do a small sum, compare two numbers or count."""
+    kind = draw.rng.random()
+    if kind < 0.06:
+        return _compare(draw)
+    if kind < 0.12:
+        return _count(draw)
+    question, reply, result = sum_parts(draw)
+    return exchange(led(draw, question), reply, Check("number", (str(result),)))
+
+
+def _compare(draw: Draw) -> Exchange:
+    while True:
+        a, b = draw.rng.sample(range(100), 2)
+        if is_heldout_value(f"{a}>{b}") == (draw.split == "heldout"):
+            break
+    reply = f"{max(a, b)} is bigger than {min(a, b)}."
+    return exchange(draw.say(COMPARE, a=str(a), b=str(b)), reply, Check("equal", (reply,)))
+
+
+def _count(draw: Draw) -> Exchange:
+    while True:
+        first = 1 if draw.chance(0.4) else draw.rng.randint(0, 20)
+        last = first + draw.rng.randint(2, 11)
+        if is_heldout_value(f"{first}..{last}") == (draw.split == "heldout"):
+            break
+    reply = ", ".join(str(n) for n in range(first, last + 1)) + "."
+    return exchange(draw.say(COUNT, a=str(first), b=str(last)), reply, Check("equal", (reply,)))
+
+
+REPEAT_WORD = (
+    "Repeat the word {text}.",
+    'Repeat "{text}".',
+    "Say {text}.",
+    'Say "{text}".',
+    'Please repeat the word "{text}".',
+    "Say the word {text}.",
+    "Can you say {text}?",
+    'Repeat the word "{text}".',
+    "Please say {text}.",
+    'Can you repeat "{text}"?',
+    'Echo the word "{text}".',
+    "Repeat {text}, please.",
+    'Write "{text}".',
+    "Just say {text}.",
+    'Answer with "{text}".',
+    'Reply with the word "{text}".',
+    "Could you repeat the word {text}?",
+    'Only say "{text}".',
+)
+REPEAT_TEXT = (
+    "Repeat after me: {text}",
+    "Repeat this: {text}",
+    "Repeat: {text}",
+    "Say this: {text}",
+    "Repeat exactly: {text}",
+    "Please repeat the following text: {text}",
+    "Repeat the following: {text}",
+    "Copy this text: {text}",
+    "Echo this: {text}",
+    "Write this again: {text}",
+    "Repeat my words: {text}",
+    "Please repeat: {text}",
+    "Say exactly this: {text}",
+    "Echo: {text}",
+    "Repeat this sentence: {text}",
+    "Can you repeat this? {text}",
+    "Please copy: {text}",
+    "Say after me: {text}",
+)
+
+
+def sentence(draw: Draw) -> str:
+    """Make a plain sentence from this side's words."""
+    noun = values.NOUNS
+    shape = draw.rng.randrange(4)
+    if shape == 0:
+        return (
+            f"The {draw.value(values.ADJECTIVES)} {draw.value(noun)} "
+            f"{draw.value(values.VERBS_PAST)} the {draw.value(noun)}."
+        )
+    if shape == 1:
+        return f"{person_name(draw)} {draw.value(values.VERBS_PAST)} a {draw.value(noun)}."
+    if shape == 2:
+        return f"My {draw.value(noun)} is {draw.value(values.ADJECTIVES)}!"
+    return (
+        f"The quick {draw.value(values.COLOURS)} {draw.value(noun)} jumps over "
+        f"the {draw.value(values.ADJECTIVES)} {draw.value(noun)}"
+    )
+
+
+def one_word(draw: Draw) -> str:
+    """Draw an invented word, a plain one, a number or one in another script."""
+    kind = draw.rng.random()
+    if kind < 0.35:
+        return draw.pseudo_word(capital=draw.chance(0.3))
+    if kind < 0.37:
+        return draw.value(values.RARE_TEXT)
+    if kind < 0.45:
+        return str(draw.number(0, 999))
+    return draw.value(values.NOUNS if draw.chance(0.7) else values.ADJECTIVES)
+
+
+def repeat(draw: Draw) -> Exchange:
+    """Repeat a word, phrase or sentence exactly."""
+    if draw.chance(0.55):
+        text = " ".join(one_word(draw) for _ in range(draw.rng.choice((1, 1, 1, 2, 3))))
+        question = draw.say(REPEAT_WORD, text=text)
+    else:
+        words = draw.rng.randint(2, 5)
+        plain = draw.chance(0.5)
+        text = sentence(draw) if plain else " ".join(one_word(draw) for _ in range(words))
+        question = draw.say(REPEAT_TEXT, text=text)
+    return exchange(question, text, Check("equal", (text,)))
+
+
+def refusal(draw: Draw) -> Exchange:
+    """Say politely that it does not know, cannot do or will not help."""
+    kind = draw.rng.random()
+    if kind < 0.25:
+        what = draw.one(tuple(talk.LIVE_KINDS))
+        question = draw.loose(draw.say(talk.LIVE_KINDS[what], **_refusal_slots(draw)))
+        return exchange(led(draw, question), talk.NO_LIVE_DATA.format(what=what), REFUSAL)
+    if kind < 0.65:
+        question = draw.loose(draw.say(talk.UNKNOWN_QUESTIONS, **_refusal_slots(draw)))
+        return exchange(led(draw, question), talk.DONT_KNOW, REFUSAL)
+    if kind < 0.86:
+        question = draw.loose(draw.say(talk.UNDOABLE, **_refusal_slots(draw)))
+        return exchange(question, talk.CANT_DO, REFUSAL)
+    if kind < 0.93:
+        return exchange(draw.say(talk.HARMFUL), talk.HARMFUL_REPLY, REFUSAL)
+    a, b = (str(draw.number(30, draw.rng.choice((300, 9999)))) for _ in range(2))
+    return exchange(draw.say(talk.LARGE_SUM, a=a, b=b), talk.TOO_LARGE, REFUSAL)
+
+
+def _refusal_slots(draw: Draw) -> dict[str, str]:
+    title = f"The {draw.value(values.ADJECTIVES)} {draw.value(values.NOUNS)}".title()
+    return {
+        "city": place_name(draw),
+        "city2": place_name(draw),
+        "noun": draw.value(values.NOUNS),
+        "food": draw.value(values.FOODS),
+        "adjective": draw.value(values.ADJECTIVES),
+        "company": draw.pseudo_word(capital=True),
+        "topic": draw.value(values.TOPICS),
+        "activity": draw.value(values.ACTIVITIES),
+        "person": f"{person_name(draw)} {draw.pseudo_word(capital=True)}",
+        "name": person_name(draw),
+        "work": draw.one(values.KINDS_OF_WORK),
+        "title": title,
+        "made_up": draw.pseudo_word(capital=True),
+        "made_up_word": draw.pseudo_word(),
+    }
+
+
+JSON_ASKS = (
+    "Write JSON with {pairs}.",
+    "Give me a JSON object with {pairs}.",
+    "Return JSON with {pairs}.",
+    "Make a JSON object where {pairs}.",
+    "Reply in JSON: {pairs}.",
+    "Answer as JSON: {pairs}.",
+    "Put this into JSON: {pairs}.",
+    "Turn this into JSON: {pairs}.",
+    "I need JSON with {pairs}.",
+    "Please write a JSON object with {pairs}.",
+    "Create JSON: {pairs}.",
+    "As JSON please: {pairs}.",
+)
+
+
+def json_object(draw: Draw) -> Exchange:
+    """Write one to three given keys and values as a JSON object."""
+    keys = draw.rng.sample(("name", "city", "age", "colour", "food", "pet"), draw.rng.randint(1, 3))
+    made: dict[str, object] = {key: _json_value(draw, key) for key in keys}
+    pairs = [f"{key} {value}" for key, value in made.items()]
+    spoken = ", ".join(pairs[:-1]) + (" and " if len(pairs) > 1 else "") + pairs[-1]
+    reply = json.dumps(made, ensure_ascii=False)
+    return exchange(draw.say(JSON_ASKS, pairs=spoken), reply, Check("equal", (reply,)))
+
+
+def _json_value(draw: Draw, key: str) -> object:
+    if key == "age":
+        return draw.number(1, 99)
+    pools = {"colour": values.COLOURS, "food": values.FOODS, "pet": values.ANIMALS}
+    if key in pools:
+        return draw.value(pools[key])
+    return person_name(draw) if key == "name" else place_name(draw)

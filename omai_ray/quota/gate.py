@@ -1,0 +1,150 @@
+"""Admitting requests: limits in, a permit or the client's 429 out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from omai_ray.errors import RateLimited
+from omai_ray.identity.principal import Principal
+from omai_ray.quota.durations import go_duration
+from omai_ray.quota.protocol import BucketState, Decision, Limited, Limiter, Reservation
+from omai_ray.quota.tiers import limits_of
+from omai_ray.settings import Tier
+
+LONGEST_RETRY_S = 60.0
+"""SDKs ignore a longer wait and retry at once, unless they are told not to."""
+
+_UNITS = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)"}
+_log = logging.getLogger(__name__)
+_background: set[asyncio.Task[None]] = set()
+
+
+class Permit:
+    """An admitted request. headers: what its response says about the limits."""
+
+    def __init__(
+        self, limiter: Limiter | None, reservation_id: str, headers: Mapping[str, str]
+    ) -> None:
+        self.headers = dict(headers)
+        self._limiter = limiter
+        self._reservation_id = reservation_id
+        self._settling: asyncio.Task[None] | None = None
+
+    async def settle(self, used_tokens: int) -> None:
+        """Return what was not used. The first call counts, and goes on where it is cancelled.
+
+        Never raises but CancelledError: what cannot be settled stays spent, and refills.
+        """
+        if self._limiter is None:
+            return
+        if self._settling is None:
+            settlement = _settle(self._limiter, self._reservation_id, used_tokens)
+            self._settling = _spawn(settlement)
+        await asyncio.shield(self._settling)
+
+
+class Gate:
+    """Admits requests within their account's tier, whichever key or user makes them."""
+
+    def __init__(self, limiter: Limiter, tiers: Mapping[str, Tier]) -> None:
+        self._limiter = limiter
+        self._tiers = tiers
+
+    async def admit(self, principal: Principal, model: str, tokens: int, request_id: str) -> Permit:
+        """Reserve a request of at most `tokens`, prompt and completion.
+
+        Raises RateLimited with its headers, PermissionDenied for an unknown tier. The request id
+        only names the reservation in logs: clients may choose theirs, so it need not be unique.
+        """
+        limits = limits_of(principal.tier, self._tiers)
+        reservation_id = f"{request_id}.{secrets.token_hex(8)}"
+        if limits.unlimited:
+            return Permit(None, reservation_id, {})
+        decision = await self._reserve(
+            Reservation(reservation_id, principal.account_id, limits, tokens)
+        )
+        if decision.limited is not None:
+            raise _refused(decision, decision.limited, model, tokens)
+        return Permit(self._limiter, reservation_id, _headers(decision))
+
+    async def _reserve(self, reservation: Reservation) -> Decision:
+        task = asyncio.ensure_future(self._limiter.reserve(reservation))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            _spawn(_return_late(self._limiter, reservation.reservation_id, task))
+            raise
+
+
+def _refused(decision: Decision, limited: Limited, model: str, tokens: int) -> RateLimited:
+    state = decision.tokens if limited == "tokens" else decision.requests
+    limit = state.limit if state else 0
+    requested = tokens if limited == "tokens" else 1
+    where = f"{model} on {_UNITS[limited]}: Limit {limit}"
+    headers = _headers(decision)
+    wait_s = decision.retry_after_s
+    if wait_s is None:
+        message = f"Request too large for {where}, Requested {requested}."
+        headers["x-should-retry"] = "false"
+        return RateLimited(message, limited=limited, headers=headers)
+    headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+    if wait_s > LONGEST_RETRY_S:
+        headers["x-should-retry"] = "false"
+    return RateLimited(
+        f"Rate limit reached for {where}, Used {_used(state)}, Requested {requested}. "
+        f"Please try again in {_shown_wait(wait_s)}.",
+        limited=limited,
+        headers=headers,
+    )
+
+
+def _used(state: BucketState | None) -> int:
+    """Return what is used of a bucket, overdrafts included, by the time that it takes to refill."""
+    return math.ceil(state.reset_s * state.limit / 60 - 1e-6) if state else 0
+
+
+def _shown_wait(wait_s: float) -> str:
+    return go_duration(max(wait_s, 0.001))
+
+
+def _headers(decision: Decision) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, state in (("requests", decision.requests), ("tokens", decision.tokens)):
+        if state is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(state.remaining)
+            headers[f"x-ratelimit-reset-{name}"] = go_duration(state.reset_s)
+    return headers
+
+
+async def _settle(limiter: Limiter, reservation_id: str, used_tokens: int) -> None:
+    try:
+        await limiter.settle(reservation_id, used_tokens)
+    except Exception as error:
+        _log.warning("reservation %s was not settled: %r", reservation_id, error)
+
+
+async def _return_late(
+    limiter: Limiter, reservation_id: str, reserving: asyncio.Future[Decision]
+) -> None:
+    """Return the tokens of a reservation whose caller went away while it was made."""
+    try:
+        decision = await reserving
+    except Exception as error:
+        _log.warning("reservation %s failed after its caller left: %r", reservation_id, error)
+        return
+    if decision.admitted:
+        await _settle(limiter, reservation_id, 0)
+
+
+def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+    return task

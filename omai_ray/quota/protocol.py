@@ -1,0 +1,84 @@
+"""What the gate asks of whoever keeps the buckets.
+
+Torch-free and Ray-free: the same protocol is kept by the in-process buckets, by the actor that
+all ingress replicas share, and by the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Limited = Literal["requests", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a caller may use in a minute; None is unlimited."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is nothing to check."""
+        return self.requests_per_minute is None and self.tokens_per_minute is None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """One request asking to be admitted.
+
+    reservation_id: unique; settling twice under one id changes nothing.
+    bucket: whose minute it is (an account's id).
+    tokens: the most it may use, prompt and completion; ValueError where negative, here already,
+    so that one wrong caller fails alone and not with the batch that its call shares.
+    """
+
+    reservation_id: str
+    bucket: str
+    limits: Limits
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"a reservation of {self.tokens} tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """One bucket as the caller may see it.
+
+    limit: its capacity, a minute's worth. remaining: whole units left, never negative.
+    reset_s: seconds until it is full again.
+    """
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to a reservation: admitted, or what stands in the way.
+
+    limited: the bucket that refused. retry_after_s: when the same request would fit; None where
+    it never can, because it alone exceeds the bucket.
+    requests, tokens: the buckets after the decision; None where unlimited.
+    """
+
+    admitted: bool
+    requests: BucketState | None
+    tokens: BucketState | None
+    limited: Limited | None = None
+    retry_after_s: float | None = None
+
+
+class Limiter(Protocol):
+    """Keeps the buckets of all accounts."""
+
+    async def reserve(self, reservation: Reservation) -> Decision:
+        """Take a request and its tokens from the bucket, both or neither."""
+
+    async def settle(self, reservation_id: str, used_tokens: int) -> None:
+        """Return what was reserved and not used, or take what was used beyond it. Idempotent."""

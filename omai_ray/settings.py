@@ -1,0 +1,159 @@
+"""The platform's settings: the only reader of the environment and of configuration files.
+
+A value comes from the command line, else the environment (`OMAI_*`), else the YAML file, else the
+default. Unknown keys are refused, so that a misspelt one cannot pass unseen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from omai_ray.catalog import Catalog, ModelSpec, default_models
+from omai_ray.errors import ConfigError
+
+ENVIRONMENT = {
+    "OMAI_HOST": "host",
+    "OMAI_PORT": "port",
+    "OMAI_STATE_DIR": "state_dir",
+    "OMAI_DATABASE_URL": "database_url",
+    "OMAI_LOG_LEVEL": "log_level",
+    "OMAI_LOG_FILE": "log_file",
+}
+CONFIG_VARIABLE = "OMAI_CONFIG"
+
+
+class Tier(BaseModel):
+    """What an account may use in a minute; None is unlimited."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None
+    tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None
+
+
+DEFAULT_TIERS = {
+    "basic": Tier(requests_per_minute=60, tokens_per_minute=40_000),
+    "pro": Tier(requests_per_minute=3_000, tokens_per_minute=2_000_000),
+    "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None),
+}
+
+
+class IngressSettings(BaseModel):
+    """The HTTP edge: how many processes share it, and what a request may be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 0.1
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 1000
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+
+
+class Settings(BaseModel):
+    """Everything an operator can set.
+
+    state_dir: accounts, keys and usage live here; also the secret that key hashes depend on.
+    database_url: an SQLAlchemy async URL; by default SQLite in the state directory.
+    log_file: where every process appends its JSON log lines; by default each one's stderr.
+    trusted_proxies: peers whose X-Forwarded-* headers are believed; `*` for any.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    state_dir: Path = Field(default_factory=lambda: _default_state_dir())
+    database_url: str | None = None
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_file: Path | None = None
+    dashboard: bool = True
+    trusted_proxies: tuple[str, ...] = ()
+    ingress: IngressSettings = IngressSettings()
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
+        default_factory=default_models
+    )
+    aliases: dict[str, str] = Field(default_factory=dict)
+    tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS))
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models and aliases, checked against each other."""
+        return Catalog(self.models, self.aliases)
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database, as SQLAlchemy's async engine wants it."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.state_dir / 'omai.db'}"
+
+
+def load_settings(
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings; raise ConfigError naming the file, key, value and what is allowed.
+
+    config: a YAML file; by default the one that OMAI_CONFIG names, if any.
+    overrides: what the command line said; None values are left out.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(CONFIG_VARIABLE)
+    path = config or (Path(named) if named else None)
+    values: dict[str, Any] = _read_yaml(path) if path else {}
+    values |= {key: environment[name] for name, key in ENVIRONMENT.items() if name in environment}
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None
+    settings.catalog  # noqa: B018 - fails here, at start, when an alias leads nowhere
+    return settings
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, got a {type(values).__name__}")
+    return values
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    """One line a problem: where it is, what is wrong, what was given.
+
+    A list whose entry is wrong is also reported as too short; that is left out.
+    """
+    where = f"{path}: " if path else ""
+    lines = []
+    problems = error.errors(include_url=False, include_context=False)
+    outer = {p["loc"][:depth] for p in problems for depth in range(len(p["loc"]))}
+    for problem in problems:
+        if problem["loc"] in outer:
+            continue
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        given = problem["input"] if isinstance(problem["input"], str | int | float) else None
+        shown = "" if given is None else f" (got {given!r})"
+        lines.append(f"{where}{key}: {problem['msg']}{shown}")
+    return "\n".join(lines)
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base) / "omai-ray"

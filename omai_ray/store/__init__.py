@@ -1,0 +1,8 @@
+"""Accounts, users, keys, sessions and usage in SQL: SQLite on one node, PostgreSQL on many."""
+
+from __future__ import annotations
+
+from omai_ray.store.records import Account, AccountStatus, ApiKey, Role, Session, User
+from omai_ray.store.store import Store
+
+__all__ = ["Account", "AccountStatus", "ApiKey", "Role", "Session", "Store", "User"]

@@ -1,0 +1,101 @@
+"""Connecting to SQLite or PostgreSQL, each set up so that a stuck database is noticed in time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from omai_ray.errors import ConfigError
+
+DEADLINE_S = 3.0
+"""A transaction that takes longer is given up, and its caller answered 503."""
+
+BUSY_S = 1.5
+"""How long SQLite itself waits for a lock. Nothing else can end that wait, so that a caller is
+answered after DEADLINE_S + BUSY_S at the latest."""
+
+POOL_S = 1.0
+"""How long a caller waits for a connection to become free."""
+
+WRITE_OPTION = "omai_write"
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+
+
+def parse_url(text: str) -> URL:
+    """Return the URL with an async driver; raise ConfigError for what cannot be used."""
+    try:
+        url = make_url(text)
+        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigError(
+            "database_url: not an SQLAlchemy URL (sqlite:// or postgresql://)"
+        ) from None
+    if backend not in _DRIVERS:
+        raise ConfigError(f"database_url: '{backend}' is neither sqlite nor postgresql")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigError("database_url: SQLite needs a file, because several processes share it")
+    return url
+
+
+def create_engine(url: URL, **options: Any) -> AsyncEngine:
+    """Return an engine for `url`; raise ConfigError where its driver is not installed."""
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        # isolation_level None: Python's sqlite3 begins no transactions of its own, see _begin.
+        options["connect_args"] = {"timeout": BUSY_S, "isolation_level": None}
+    if "poolclass" not in options:
+        options |= {"pool_size": 5, "max_overflow": 5, "pool_timeout": POOL_S}
+        options["pool_pre_ping"] = not sqlite
+    try:
+        # hide_parameters: a logged error must not show a mac or a password's hash.
+        engine = create_async_engine(url, hide_parameters=True, **options)
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(
+            f"database_url: the driver of {url.drivername} is missing: {error}"
+        ) from None
+    except (ArgumentError, TypeError) as error:
+        raise ConfigError(f"database_url: {error}") from None
+    if sqlite:
+        event.listen(engine.sync_engine, "connect", _set_pragmas)
+        event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def create_file(url: URL) -> None:
+    """Create SQLite's directory (0700) and file (0600), where they are not there yet.
+
+    SQLite gives its -wal and -shm files the mode of the database. Raises OSError.
+    """
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return
+    path = Path(url.database.removeprefix("file:").partition("?")[0])
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    """Set what SQLite keeps per connection.
+
+    synchronous FULL: in WAL mode NORMAL loses the last commits when the power fails. A usage
+    record is money and a revoked key must stay revoked, so those commits have to be on disk; the
+    other writes (a login, a key's last use once a minute) are too few for NORMAL to pay.
+    """
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    """Take the write lock at once where a transaction will write.
+
+    A transaction that read first could not wait for that lock: SQLite would refuse it as stale.
+    """
+    if connection.get_execution_options().get(WRITE_OPTION):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

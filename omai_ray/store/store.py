@@ -1,0 +1,160 @@
+"""The database, as one object: reads, writes, and errors that a client may see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+
+from sqlalchemy import URL, Insert, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from omai_ray.errors import ConfigError, Overloaded, ServerError
+from omai_ray.store.engine import DEADLINE_S, WRITE_OPTION, create_engine, create_file, parse_url
+from omai_ray.store.migrate import is_current, upgrade
+
+OPEN_DEADLINE_S = 10.0
+_RETRY_S = 0.05
+_SQLITE_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """An open database at the current schema; made by `Store.open`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writing = engine.execution_options(**{WRITE_OPTION: True})
+        # SQLite has one writer. Waiting here is fair and prompt; its own lock is polled.
+        self._turn: AbstractAsyncContextManager[None] = (
+            asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        )
+
+    @classmethod
+    async def open(cls, url: str) -> Store:
+        """Connect, creating the database or upgrading it where needed.
+
+        Several processes may do so at once. Raises ConfigError for a URL, path or schema that
+        cannot be used, Overloaded where the database is locked or away.
+        """
+        parsed = parse_url(url)
+        try:
+            await asyncio.to_thread(create_file, parsed)
+        except OSError as error:
+            raise ConfigError(f"database {parsed.database}: {error.strerror or error}") from None
+        engine = create_engine(parsed)
+        try:
+            await _bring_up_to_date(engine, parsed)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return cls(engine)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection to read with, within DEADLINE_S; raise Overloaded past it."""
+        async with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection within a transaction, committed at the end, within DEADLINE_S.
+
+        Raises IntegrityError for the caller to explain, Overloaded when the database is away.
+        """
+        async with _translated(), self._turn, self._writing.begin() as connection:
+            yield connection
+
+    def insert_new(self, table: Table) -> Insert:
+        """Return an INSERT that leaves rows alone whose primary key is already there."""
+        if self._engine.dialect.name == "postgresql":
+            return postgresql.insert(table).on_conflict_do_nothing()
+        return sqlite.insert(table).on_conflict_do_nothing()
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Turn the database's errors into ours. Clients never see SQL; the log sees the cause."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            yield
+    except IntegrityError:
+        raise
+    except (SQLAlchemyError, TimeoutError, OSError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        _log.error("database: %s: %s", type(cause).__name__, cause)
+        if _is_away(error):
+            raise overloaded() from None
+        raise ServerError("The server had an error while processing your request.") from None
+
+
+def overloaded() -> Overloaded:
+    """Return the error for a database that is locked or away."""
+    return Overloaded(
+        "The server is temporarily unable to reach its database. Please try again.",
+    )
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database, not the statement, is at fault."""
+    if isinstance(error, DBAPIError):
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code is not None:
+            return code & 0xFF in _SQLITE_AWAY  # SQLite calls everything operational
+        if error.connection_invalidated:
+            return True
+    return isinstance(
+        error, OperationalError | InterfaceError | PoolTimeout | TimeoutError | OSError
+    )
+
+
+async def _bring_up_to_date(engine: AsyncEngine, url: URL) -> None:
+    """Try until another process, opening the same new file, lets go of it."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + OPEN_DEADLINE_S
+    while True:
+        try:
+            async with engine.connect() as connection:
+                if await is_current(connection):
+                    return
+            await upgrade(url)
+            await engine.dispose()  # connections from before WAL mode
+            return
+        except (SQLAlchemyError, OSError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if not _is_away(error) or "unable to open" in str(cause):
+                raise ConfigError(f"{_shown(url)}: cannot be used: {cause}") from None
+            if loop.time() > deadline_s:
+                _log.error("database: %s: %s", type(cause).__name__, cause)
+                raise overloaded() from None
+        await asyncio.sleep(_RETRY_S)
+
+
+def _shown(url: URL) -> str:
+    return f"database {url.render_as_string(hide_password=True)}"

@@ -1,0 +1,1 @@
+"""Logs, and the names of metrics."""

@@ -1,0 +1,186 @@
+"""Units of work: deterministic row ranges of the input's files, from their footers alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omai_ray.errors import ConfigError
+from pipelines.job import EMBEDDING_COLUMN, digest
+from pipelines.source import InputFile
+
+FOOTER_THREADS = 8
+SMALLEST_UNIT_ROWS = 256
+LARGEST_UNIT_ROWS = 32_768
+UNITS_WANTED = 64
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a readable file says of itself. group_rows: rows of each row group, in order."""
+
+    file: InputFile
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """All rows of the file."""
+        return sum(self.group_rows)
+
+
+@dataclass(frozen=True)
+class RejectedFile:
+    """A file whose footer cannot be read, and why."""
+
+    file: InputFile
+    detail: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows first_row to first_row + rows of one file, done by one actor, committed as one file.
+
+    output: name of the file to write, relative to the output directory.
+    key: changes with whatever the output's bytes depend on.
+    """
+
+    file: InputFile
+    first_row: int
+    rows: int
+    output: str
+    key: str
+
+
+def read_footers(files: Sequence[InputFile]) -> tuple[list[Footer], list[RejectedFile]]:
+    """Read every footer; a corrupt one is returned as a rejected file.
+
+    Raises ConfigError for a file that may not be read, or where no footer at all is good.
+    """
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        outcomes = list(pool.map(_read_footer, files))
+    footers = [outcome for outcome in outcomes if isinstance(outcome, Footer)]
+    rejected = [outcome for outcome in outcomes if isinstance(outcome, RejectedFile)]
+    if not footers:
+        first = rejected[0]
+        raise ConfigError(
+            f"none of the {len(files)} input files can be read as parquet; "
+            f"the first is {first.file.path}: {first.detail}"
+        )
+    return footers, rejected
+
+
+def _read_footer(file: InputFile) -> Footer | RejectedFile:
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            metadata = parquet.metadata
+            groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            return Footer(file, parquet.schema_arrow, groups)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ConfigError(f"{file.path}: {error.strerror or error}") from None
+        return RejectedFile(file, str(error))
+
+
+def check_columns(footers: Sequence[Footer], column: str, columns: Sequence[str] | None) -> None:
+    """Raise ConfigError, naming the file and its columns, where one is missing or of no use."""
+    for footer in footers:
+        names = footer.schema.names
+        for wanted in dict.fromkeys([column, *(columns or [])]):
+            if wanted not in names:
+                raise ConfigError(
+                    f"{footer.file.path}: no column '{wanted}' (there are: {', '.join(names)})"
+                )
+        if names.count(column) > 1:
+            raise ConfigError(f"{footer.file.path}: has the column '{column}' more than once")
+        kind = footer.schema.field(column).type
+        if not _is_text(kind):
+            raise ConfigError(
+                f"{footer.file.path}: column '{column}' is {kind}, not text; "
+                f"text columns: {', '.join(_text_columns(footer.schema)) or 'none'}"
+            )
+        if EMBEDDING_COLUMN in (names if columns is None else columns):
+            raise ConfigError(
+                f"{footer.file.path}: has a column '{EMBEDDING_COLUMN}' already, the name of the "
+                "one to be written; name the columns to carry with --columns"
+            )
+
+
+def _text_columns(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if _is_text(field.type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in text)
+
+
+def choose_unit_rows(total_rows: int) -> int:
+    """Return most rows of a unit: some 64 units a corpus, none too small or too long to redo."""
+    return min(LARGEST_UNIT_ROWS, max(SMALLEST_UNIT_ROWS, math.ceil(total_rows / UNITS_WANTED)))
+
+
+def split_rows(group_rows: Sequence[int], unit_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield (first row, rows) of each unit of a file.
+
+    Whole row groups are joined while they fit; a larger one is cut into near-equal parts. A file
+    without rows is one unit, so that the output has it too.
+    """
+    start = joined = 0
+    for rows in group_rows:
+        if joined and joined + rows > unit_rows:
+            yield start, joined
+            start, joined = start + joined, 0
+        if rows <= unit_rows:
+            joined += rows
+            continue
+        parts = math.ceil(rows / unit_rows)
+        for part in range(parts):
+            size = rows // parts + (part < rows % parts)
+            yield start, size
+            start += size
+    if joined or start == 0:
+        yield start, joined
+
+
+def plan_units(footers: Sequence[Footer], unit_rows: int, settings_digest: str) -> list[Unit]:
+    """Return the units in input order. Raises ConfigError where two would write one file."""
+    units = [unit for footer in footers for unit in _units_of(footer, unit_rows, settings_digest)]
+    repeated = [name for name, n in Counter(unit.output for unit in units).items() if n > 1]
+    if repeated:
+        raise ConfigError(f"two inputs would be written as {repeated[0]}; rename one of them")
+    return units
+
+
+def _units_of(footer: Footer, unit_rows: int, settings_digest: str) -> Iterator[Unit]:
+    ranges = list(split_rows(footer.group_rows, unit_rows))
+    for part, (first_row, rows) in enumerate(ranges):
+        identity = [*file_identity(footer.file), footer.schema.to_string(), first_row, rows]
+        yield Unit(
+            file=footer.file,
+            first_row=first_row,
+            rows=rows,
+            output=_output_name(footer.file.name, part, len(ranges)),
+            key=digest([settings_digest, *identity]),
+        )
+
+
+def file_identity(file: InputFile) -> list[str | int]:
+    """Return what changes when a file is replaced."""
+    return [file.name, file.size, file.mtime_ns]
+
+
+def _output_name(name: str, part: int, parts: int) -> str:
+    path = PurePosixPath(name)
+    if parts == 1:
+        return name
+    return str(path.with_name(f"{path.stem}-part-{part:05d}-of-{parts:05d}{path.suffix}"))

@@ -1,0 +1,173 @@
+"""Units of work on a pool of Ray Data actors; rows never travel through the object store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import socket
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from omai_ray.catalog import ModelSpec
+from omai_ray.errors import ConfigError, OMAiError
+from pipelines.engine import EngineFacts, describe_engine
+from pipelines.errors import RunFailed
+from pipelines.job import EmbedJob
+from pipelines.plan import Unit
+from pipelines.ray_actors import Board, EmbedWorker, Pump
+from pipelines.ray_quiet import quiet_ray_data, quiet_ray_start
+from pipelines.run import Tick
+from pipelines.unit import UnitResult, UnitSettings
+
+OBJECT_STORE_BYTES = 256 << 20  # of a Ray started for the job: it carries units, never rows
+MAX_BLOCKS = 4096
+CONNECT_TIMEOUT_S = 5.0
+
+
+class RayExecutor:
+    """A context manager: joins the Ray that is there, or starts one for the job and ends it."""
+
+    def __init__(self, job: EmbedJob) -> None:
+        self._job = job
+        gpu = job.model.num_gpus > 0
+        self._cpus = job.model.num_cpus if gpu else max(1.0, job.model.num_cpus)
+        self._joined = False
+        self.actors = 0
+
+    def __enter__(self) -> RayExecutor:
+        if not ray.is_initialized():
+            _connect(self._job.address)
+            self._joined = True
+        try:
+            self.actors = self._count_actors()
+        except OMAiError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._joined:
+            ray.shutdown()
+
+    def _count_actors(self) -> int:
+        """Return how many copies of the model to run: what is free now, unless the job says."""
+        gpus = self._job.model.num_gpus
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        fitting = math.floor(
+            free.get("GPU", 0.0) / gpus if gpus else free.get("CPU", 0.0) / self._cpus
+        )
+        started_here = self._joined and self._job.address is None
+        if fitting < 1 and (started_here or self._job.actors is None):
+            needed = f"{gpus:g} GPU" if gpus else f"{self._cpus:g} CPU"
+            raise ConfigError(
+                f"Ray has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; a copy "
+                f"of '{self._job.model.name}' needs {needed}. Free some, or give --actors to wait"
+            )
+        if self._job.actors is None:
+            return fitting
+        return min(self._job.actors, fitting) if started_here else self._job.actors
+
+    def describe(self) -> EngineFacts:
+        """Load the model once in a worker, as the actors will, and return its facts."""
+        reserved: Any = {"num_cpus": self._cpus, "num_gpus": self._job.model.num_gpus}
+        probe = ray.remote(max_calls=1, **reserved)(_describe)  # its worker, and memory, then go
+        try:
+            facts: EngineFacts = ray.get(probe.remote(self._job.engine_factory, self._job.model))
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OMAiError):
+                raise cause from None
+            raise RunFailed(f"model '{self._job.model.name}' cannot be loaded: {cause}") from error
+        except ray.exceptions.RayError as error:
+            raise RunFailed(f"the worker that loads the model died: {_brief(error)}") from error
+        return facts
+
+    def run(
+        self, units: Sequence[Unit], settings: UnitSettings, tick: Tick
+    ) -> Generator[UnitResult, None, None]:
+        """Yield results as units are committed; raise RunFailed where one cannot be done."""
+        board: Any = ray.remote(Board).options(num_cpus=0).remote()
+        with quiet_ray_data(), Pump(board, tick):
+            try:
+                for row in self._dataset(units, settings, board).iter_rows():
+                    yield _result(json.loads(row["result"]))
+            except OMAiError:
+                raise
+            except Exception as error:  # Ray Data raises what it, a worker or a cluster died of
+                raise RunFailed(
+                    f"Ray ended the job: {_brief(error)}. The same command resumes"
+                ) from error
+            finally:
+                ray.kill(board)
+
+    def _dataset(self, units: Sequence[Unit], settings: UnitSettings, board: Any) -> Any:
+        import ray.data
+
+        items = [{"unit": json.dumps(asdict(unit))} for unit in units]
+        model = self._job.model
+        return ray.data.from_items(
+            items, override_num_blocks=min(len(items), MAX_BLOCKS)
+        ).map_batches(
+            EmbedWorker,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(self.actors, len(units)), max_tasks_in_flight_per_actor=2
+            ),
+            fn_constructor_args=(self._job.engine_factory, model, settings, board),
+            num_cpus=self._cpus,
+            num_gpus=model.num_gpus,
+        )
+
+
+def _connect(address: str | None) -> None:
+    """Join a cluster, or start a Ray of this process. Raises ConfigError where neither works."""
+    _check_reachable(address)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        with quiet_ray_start():
+            ray.init(address=address or "local", **options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        where = "a local Ray cannot be started" if address is None else f"no Ray at {address}"
+        raise ConfigError(f"{where}: {_brief(error)}") from error
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ConfigError for a `host:port` where nobody listens: Ray would try for many minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal() or "://" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray at {address}: {error}") from None
+
+
+def _describe(factory: Any, model: ModelSpec) -> EngineFacts:
+    return describe_engine(factory(model))
+
+
+def _result(values: dict[str, Any]) -> UnitResult:
+    """Return a unit's result, or raise the failure that came instead."""
+    if "failure" in values:
+        raise RunFailed(values["failure"])
+    return UnitResult(**values)
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of what Ray says; the rest is its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"

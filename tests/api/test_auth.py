@@ -1,0 +1,232 @@
+"""Who may call: keys, passwords and sessions, through HTTP."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from omai_ray.identity import keys
+from omai_ray.identity.accounts import Accounts
+from tests.api.conftest import EMBEDDING, Api, bearer
+from tests.api.shapes import check_error
+
+PASSWORD = "correct horse"
+BODY = {"model": EMBEDDING, "input": "fox"}
+ALICE = httpx.BasicAuth("alice", PASSWORD)
+
+
+@pytest.fixture
+async def alice(api: Api) -> Accounts:
+    """Create the user alice."""
+    await api.accounts.create_user("alice", PASSWORD, "enterprise")
+    return api.accounts
+
+
+def altered(key: str) -> str:
+    """Return a well-formed key with another secret."""
+    other, _ = keys.generate()
+    parsed = keys.parse(key)
+    assert parsed is not None
+    body = f"{parsed.key_id}_{other.secret}"
+    return f"{keys.PREFIX}{body}_{keys._checksum(body)}"
+
+
+async def test_no_credentials_are_a_401_that_says_what_to_send(api: Api) -> None:
+    """With WWW-Authenticate, on every endpoint, unknown ones too."""
+    for method, path in (
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/nothing"),
+        ("POST", "/v1/auth/logout"),
+    ):
+        response = await api.client.request(method, path)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"].startswith("req_")
+        check_error(
+            response.json(), type="invalid_request_error", code="invalid_api_key", param=None
+        )
+        assert "You didn't provide an API key" in response.text
+
+
+async def test_a_wrong_key_is_refused_without_being_shown(api: Api) -> None:
+    """Another secret, another checksum, no key at all: one answer, at most its last four."""
+    _, key = await api.key()
+    wrong = altered(key)
+    for token in (wrong, key[:-1] + ("a" if key[-1] != "a" else "b"), "sk-abc", key + "x"):
+        response = await api.embed(bearer(token))
+        assert response.status_code == 401
+        assert "Incorrect API key provided" in response.text
+        assert token not in response.text
+        assert token[-12:] not in response.text or len(token) < 12
+
+
+async def test_a_revoked_key_is_refused_by_name(api: Api) -> None:
+    """Once its cached entry is forgotten, as it is after some seconds."""
+    account = await api.accounts.create_account(None, "enterprise")
+    record, key = await api.accounts.create_key(account.id, "laptop")
+    assert (await api.embed(bearer(key))).status_code == 200
+    await api.accounts.revoke_key(record.id)
+    api.services.authenticator.forget_key(record.id)
+    response = await api.embed(bearer(key))
+    assert response.status_code == 401
+    assert "'laptop' has been revoked" in response.text
+
+
+async def test_a_suspended_account_is_forbidden(api: Api) -> None:
+    """Known and not allowed: 403."""
+    account, key = await api.key()
+    await api.accounts.set_status(account, "suspended")
+    response = await api.embed(bearer(key))
+    assert response.status_code == 403
+    check_error(response.json(), type="permission_denied", code="permission_denied", param=None)
+
+
+@pytest.mark.usefixtures("alice")
+async def test_basic_works_on_every_endpoint(api: Api) -> None:
+    """No login is needed first."""
+    assert (await api.client.get("/v1/models", auth=ALICE)).status_code == 200
+    assert (await api.client.post("/v1/embeddings", auth=ALICE, json=BODY)).status_code == 200
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_login_as_in_the_reference_opens_a_session(api: Api) -> None:
+    """Basic on the login and on every later call, as `requests` sends it; an empty body."""
+    client = api.client
+    response = await client.post("/v1/auth/login", auth=ALICE, headers={"Content-Length": "0"})
+    assert response.status_code == 200
+    assert response.json()["account"] == "alice"
+    cookie = response.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    assert response.headers["cache-control"] == "no-store"
+    assert client.cookies["omai_session"]
+    assert (await client.get("/v1/models", auth=ALICE)).status_code == 200
+    assert (await client.get("/v1/models")).status_code == 200
+    wrong = httpx.BasicAuth("alice", "another password")
+    assert (await client.get("/v1/models", auth=wrong)).status_code == 200
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_login_by_json_opens_a_session(api: Api) -> None:
+    """Username and password in the body."""
+    body = {"username": "alice", "password": PASSWORD}
+    assert (await api.client.post("/v1/auth/login", json=body)).status_code == 200
+    assert (await api.client.post("/v1/embeddings", json=BODY)).status_code == 200
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_logout_ends_the_session_and_clears_the_cookie(api: Api) -> None:
+    """The cookie is worth nothing afterwards, also where a client kept it."""
+    await api.client.post("/v1/auth/login", auth=ALICE)
+    value = api.client.cookies["omai_session"]
+    response = await api.client.post("/v1/auth/logout")
+    assert response.status_code == 200
+    assert "Max-Age=0" in response.headers["set-cookie"]
+    response = await api.client.get("/v1/models", headers={"Cookie": f"omai_session={value}"})
+    assert response.status_code == 401
+    assert "session has ended" in response.text
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_write_by_cookie_from_another_site_is_refused(api: Api) -> None:
+    """The Origin must be this host where only the cookie speaks for the caller; reads may."""
+    await api.client.post("/v1/auth/login", auth=ALICE)
+    for origin, status in (("https://evil.example", 403), ("null", 403), ("http://test", 200)):
+        response = await api.client.post("/v1/embeddings", headers={"Origin": origin}, json=BODY)
+        assert status == response.status_code
+    response = await api.client.get("/v1/models", headers={"Origin": "https://evil.example"})
+    assert response.status_code == 200
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_key_may_be_used_from_another_site(api: Api) -> None:
+    """A key travels only where its owner puts it."""
+    headers = {**await api.headers(), "Origin": "https://app.example"}
+    assert (await api.embed(headers)).status_code == 200
+
+
+@pytest.mark.usefixtures("alice")
+async def test_a_login_from_another_site_is_refused(api: Api) -> None:
+    """Nobody is logged in to an account that another site chose."""
+    response = await api.client.post(
+        "/v1/auth/login", auth=ALICE, headers={"Origin": "https://evil.example"}
+    )
+    assert response.status_code == 403
+
+
+@pytest.mark.usefixtures("alice")
+async def test_unknown_user_and_wrong_password_are_one_answer(api: Api) -> None:
+    """Nobody learns who has an account."""
+    answers = []
+    for name in ("alice", "nobody"):
+        response = await api.client.post(
+            "/v1/auth/login", auth=httpx.BasicAuth(name, "another password")
+        )
+        assert response.status_code == 401
+        answers.append(response.json())
+    assert answers[0] == answers[1]
+    assert "Incorrect username or password." == answers[0]["error"]["message"]
+
+
+@pytest.mark.usefixtures("alice")
+async def test_many_wrong_passwords_are_slowed_down(api: Api) -> None:
+    """429 with Retry-After, before a password is hashed."""
+    statuses = []
+    for number in range(11):
+        auth = httpx.BasicAuth("alice", f"wrong password {number}")
+        response = await api.client.post("/v1/auth/login", auth=auth)
+        statuses.append(response.status_code)
+    assert statuses == [401] * 10 + [429]
+    assert int(response.headers["retry-after"]) >= 1
+    check_error(response.json(), type="requests", code="rate_limit_exceeded", param=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"username": "alice"}', 400),
+        (b'{"username": "alice", "password": 5}', 400),
+        (b'{"username": "alice", "password": "x", "admin": true}', 400),
+        (b"", 401),
+        (b" ", 401),
+    ],
+)
+async def test_a_login_that_says_nothing_usable_is_refused(
+    api: Api, content: bytes, status: int
+) -> None:
+    """Malformed bodies are 400, absent credentials 401."""
+    response = await api.client.post("/v1/auth/login", content=content)
+    assert status == response.status_code
+    assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Basic",
+        "Basic !!!",
+        "Basic YWxpY2U=",
+        "Bearer",
+        "Bearer ",
+        "Digest x",
+        "Bearer " + "a" * 5000,
+    ],
+)
+async def test_credentials_that_are_none_are_a_401(api: Api, value: str) -> None:
+    """Malformed headers cost no query, and are not repeated."""
+    response = await api.client.get("/v1/models", headers={"Authorization": value})
+    assert response.status_code == 401
+    assert "a" * 100 not in response.text
+
+
+async def test_two_authorization_headers_are_refused(api: Api) -> None:
+    """Nobody guesses which one counts."""
+    _, key = await api.key()
+    headers = [("Authorization", f"Bearer {key}"), ("Authorization", "Bearer x")]
+    response = await api.client.get("/v1/models", headers=headers)
+    assert response.status_code == 401

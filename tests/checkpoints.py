@@ -1,0 +1,144 @@
+"""Small checkpoints with random weights, made on the spot: every test runs real engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+torch.set_num_threads(1)  # such small models are faster so, most of all on a busy machine
+
+CHAT_TEMPLATE = """
+{%- if tools %}<|im_start|>tools
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- if message.role not in ["system", "user", "assistant", "tool"] %}
+{{- raise_exception("unknown role " + message.role) }}
+{%- endif %}
+{{- "<|im_start|>" + message.role + "\n" + message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- "<tool_call>" + call.function | tojson + "</tool_call>" }}
+{%- endfor %}
+{{- "<|im_end|>\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %}
+"""
+_CORPUS = [
+    "Hello, how are you? I am fine, thank you.",
+    "The quick brown fox jumps over the lazy dog.",
+    "user assistant system tool 0123456789",
+]
+
+
+def save_chat_checkpoint(directory: Path, *, context: int = 256, seed: int = 0) -> Path:
+    """Write a Llama of 2 layers with a byte-level tokenizer and a chat template."""
+    tokenizer = _byte_level(["<|im_start|>", "<|im_end|>"])
+    _save_tokenizer(tokenizer, directory, eos_token="<|im_end|>")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    torch.manual_seed(seed)
+    end = tokenizer.token_to_id("<|im_end|>")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=context,
+            eos_token_id=end,
+            pad_token_id=None,
+            bos_token_id=None,
+        )
+    )
+    with torch.no_grad():  # spread the logits, so that greedy choices are not near-ties
+        model.lm_head.weight.mul_(20)
+    model.save_pretrained(directory)
+    return directory
+
+
+def save_embedding_checkpoint(directory: Path, *, pooling: str = "mean", seed: int = 0) -> Path:
+    """Write a BERT of 2 layers in the sentence-transformers layout."""
+    tokenizer = _word_pieces()
+    _save_tokenizer(tokenizer, directory, pad_token="[PAD]")
+    torch.manual_seed(seed)
+    BertModel(
+        BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(directory)
+    _write(
+        directory / "1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": pooling}
+    )
+    _write(
+        directory / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+            {
+                "idx": 2,
+                "name": "2",
+                "path": "2_Normalize",
+                "type": "sentence_transformers.models.Normalize",
+            },
+        ],
+    )
+    _write(directory / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
+    return directory
+
+
+def _byte_level(specials: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return tokenizer
+
+
+def _word_pieces() -> Tokenizer:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(
+        _CORPUS,
+        trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, show_progress=False),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def _save_tokenizer(tokenizer: Tokenizer, directory: Path, **special: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 10**6, **special},
+    )
+
+
+def _write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,139 @@
+"""One local Ray for all of these tests, and the application served on it once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import ray
+from ray import serve
+from ray.serve.config import ProxyLocation
+
+from deployments.app import build
+from omai_ray.catalog import ModelSpec
+from omai_ray.identity.accounts import Accounts
+from omai_ray.identity.peppers import Peppers
+from omai_ray.ledger import UsageLedger
+from omai_ray.settings import DEFAULT_TIERS, IngressSettings, Settings
+from omai_ray.store import Store
+from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
+
+Result = TypeVar("Result")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Run one local Ray for the session."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine must not starve the tests
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a chat and an embedding checkpoint with random weights."""
+    root = tmp_path_factory.mktemp("models")
+    return (
+        save_chat_checkpoint(root / "chat", context=2048),
+        save_embedding_checkpoint(root / "embedding"),
+    )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Served:
+    """The running application."""
+
+    url: str
+    settings: Settings
+
+    def with_store(self, use: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
+        """Use the server's database from this process."""
+
+        async def run() -> Result:
+            store = await Store.open(self.settings.sqlalchemy_url)
+            try:
+                return await use(store)
+            finally:
+                await store.close()
+
+        return asyncio.run(run())
+
+    def create_key(self, tier: str = "enterprise") -> tuple[str, str]:
+        """Return a new account's id and its key."""
+
+        async def create(store: Store) -> tuple[str, str]:
+            accounts = self._accounts(store)
+            account = await accounts.create_account(None, tier)
+            _, key = await accounts.create_key(account.id)
+            return account.id, key
+
+        return self.with_store(create)
+
+    def revoke(self, key: str) -> None:
+        """Revoke a key."""
+
+        async def run(store: Store) -> None:
+            await self._accounts(store).revoke_key(key)
+
+        self.with_store(run)
+
+    def requests_recorded(self, account_id: str) -> int:
+        """Return how many requests of an account the ledger has."""
+
+        async def count(store: Store) -> int:
+            return (await UsageLedger(store).totals(account_id)).requests
+
+        return self.with_store(count)
+
+    def client(self, key: str) -> httpx.Client:
+        """Return an HTTP client that sends a key."""
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30
+        )
+
+    def _accounts(self, store: Store) -> Accounts:
+        return Accounts(store, Peppers.load(self.settings.state_dir), DEFAULT_TIERS)
+
+
+@pytest.fixture(scope="session")
+def served(
+    ray_cluster: None, tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Serve two small models behind two ingress replicas."""
+    chat, embedding = tiny_models
+    state_dir = tmp_path_factory.mktemp("state")
+    settings = Settings(
+        port=free_port(),
+        state_dir=state_dir,
+        log_file=state_dir / "omai.log",
+        ingress=IngressSettings(replicas=2, num_cpus=0.1),
+        models=(
+            ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),
+            ModelSpec(
+                name="text-embedding-ada-002", task="embedding", source=str(embedding), num_cpus=0.2
+            ),
+        ),
+    )
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options={"host": "127.0.0.1", "port": settings.port},
+    )
+    serve.run(build(settings), name="omai")
+    yield Served(f"http://127.0.0.1:{settings.port}", settings)
+    serve.shutdown()  # type: ignore[no-untyped-call]

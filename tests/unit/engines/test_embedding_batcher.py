@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from omai_ray.catalog import ModelSpec
+from omai_ray.engines.embedding.batcher import BATCH_TOKENS, EmbeddingBatcher
+from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.errors import InvalidRequest, Overloaded, ServerError
+from tests.checkpoints import save_embedding_checkpoint
+
+
+class Held(EmbeddingEngine):
+    """An engine that waits for permission, and tells what it was given."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.batches: list[list[list[int]]] = []
+        self.entered = threading.Semaphore(0)
+        self.allowed = threading.Event()
+        self.broken = False
+
+    def embed_ids(self, inputs: Sequence[Sequence[int]]) -> Vectors:
+        self.batches.append([list(ids) for ids in inputs])
+        self.entered.release()
+        self.allowed.wait()
+        if self.broken:
+            raise RuntimeError("canary-in-exception")
+        return super().embed_ids(inputs)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """Return a small random model."""
+    directory = save_embedding_checkpoint(tmp_path_factory.mktemp("embedding"))
+    return Held(ModelSpec(name="m", task="embedding", source=str(directory)))
+
+
+@pytest.fixture
+def engine(loaded: Held) -> Iterator[Held]:
+    """Return it as new; it runs on at the end, so that no thread stays behind."""
+    loaded.batches, loaded.broken = [], False
+    loaded.entered, loaded.allowed = threading.Semaphore(0), threading.Event()
+    yield loaded
+    loaded.allowed.set()
+
+
+async def busy(batcher: EmbeddingBatcher, engine: Held) -> asyncio.Task[Vectors]:
+    """Return a request that the engine is held at: what comes now is queued."""
+    task = asyncio.create_task(batcher.embed([[5]]))
+    await asyncio.to_thread(engine.entered.acquire)
+    return task
+
+
+async def queued(
+    batcher: EmbeddingBatcher, *requests: list[list[int]]
+) -> list[asyncio.Task[Vectors]]:
+    """Return requests that wait, in their order."""
+    tasks = [asyncio.create_task(batcher.embed(inputs)) for inputs in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_what_queues_meanwhile_is_one_batch_and_each_gets_its_own(engine: Held) -> None:
+    """Rows come back to whoever sent them."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    requests = [[[6], [7, 8]], [[9]], [[10, 11, 12], [13], [14]]]
+    tasks = await queued(batcher, *requests)
+    engine.allowed.set()
+    results = await asyncio.gather(first, *tasks)
+    assert engine.batches == [[[5]], [ids for request in requests for ids in request]]
+    for inputs, vectors in zip([[[5]], *requests], results, strict=True):
+        expected = EmbeddingEngine.embed_ids(engine, inputs)
+        np.testing.assert_allclose(expected, vectors, atol=1e-5)
+
+
+async def test_a_batch_is_bounded_in_tokens(engine: Held) -> None:
+    """The request that does not fit begins the next batch."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    half = [[5] * 32] * (BATCH_TOKENS // 64)
+    tasks = await queued(batcher, half, half, [[6]])
+    engine.allowed.set()
+    await asyncio.gather(first, *tasks)
+    assert [1, len(half) * 2, 1] == [len(batch) for batch in engine.batches]
+
+
+async def test_one_bad_input_fails_alone(engine: Held) -> None:
+    """Its neighbours in the batch are answered; the error counts from its own inputs."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    good, bad, long, last = await queued(batcher, [[6]], [[7], [10**6]], [[5] * 49], [[8]])
+    engine.allowed.set()
+    await first
+    with pytest.raises(InvalidRequest, match="input 1 has a token id outside"):
+        await bad
+    with pytest.raises(InvalidRequest, match="input 0 has 49 tokens"):
+        await long
+    assert (await good).shape == (await last).shape == (1, 32)
+
+
+async def test_an_unexpected_failure_reaches_every_caller_without_its_text(
+    engine: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the cause; nobody is left waiting, and the thread goes on."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    tasks = await queued(batcher, [[6]], [[7]])
+    engine.broken = True
+    engine.allowed.set()
+    with caplog.at_level(logging.ERROR):
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert [ServerError] * 3 == [type(result) for result in results]
+    assert "canary" not in str(results)
+    assert any(record.exc_info for record in caplog.records)
+    engine.broken = False
+    batcher.check_health()
+    assert (await batcher.embed([[6]])).shape == (1, 32)
+
+
+async def test_a_caller_that_left_is_dropped_from_the_queue(engine: Held) -> None:
+    """The model does not see its inputs."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    gone, stays = await queued(batcher, [[6]], [[7]])
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    engine.allowed.set()
+    await asyncio.gather(first, stays)
+    assert engine.batches == [[[5]], [[7]]]
+
+
+async def test_a_caller_that_leaves_while_it_is_embedded_harms_nobody(engine: Held) -> None:
+    """Its result is dropped, the next request is served."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    gone = await busy(batcher, engine)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    engine.allowed.set()
+    assert (await batcher.embed([[6]])).shape == (1, 32)
+
+
+async def test_a_full_queue_refuses_by_number(engine: Held) -> None:
+    """503 with Retry-After; those who wait are answered."""
+    batcher = EmbeddingBatcher(engine, max_queued=2)
+    first = await busy(batcher, engine)
+    tasks = await queued(batcher, [[6]], [[7]])
+    with pytest.raises(Overloaded, match="2 requests waiting") as caught:
+        await batcher.embed([[8]])
+    assert caught.value.headers["Retry-After"] == "1"
+    engine.allowed.set()
+    await asyncio.gather(first, *tasks)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Insert, Table, func, select
+
+from omai_ray.errors import Overloaded, ServerError
+from omai_ray.ledger import UsageLedger, UsageRecord, UsageTotals, ledger
+from omai_ray.store import Store
+from omai_ray.store.tables import usage
+
+ONE = UsageRecord(
+    request_id="req_1",
+    account_id="acct_1",
+    key_id="key_1",
+    model="omai-gpt-4",
+    endpoint="/v1/chat/completions",
+    status=200,
+    prompt_tokens=9,
+    completion_tokens=12,
+    cached_tokens=4,
+    started_at=1000.0,
+    duration_ms=250,
+    finish_reason="stop",
+)
+
+
+def numbered(number: int, **changes: Any) -> UsageRecord:
+    """Return another record."""
+    return replace(ONE, request_id=f"req_{number}", **changes)
+
+
+async def rows(store: Store) -> int:
+    """Count the stored records."""
+    async with store.reading() as connection:
+        return int(await connection.scalar(select(func.count()).select_from(usage)) or 0)
+
+
+class Gated:
+    """A store whose transactions begin when they are let; counts the commits."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.let = asyncio.Event()
+        self.reached = asyncio.Event()
+        self.commits = 0
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Any]:
+        self.reached.set()
+        await self.let.wait()
+        async with self.store.writing() as connection:
+            yield connection
+        self.commits += 1
+
+    def insert_new(self, table: Table) -> Insert:
+        return self.store.insert_new(table)
+
+
+async def queue(kept: UsageLedger, *records: UsageRecord) -> list[asyncio.Task[None]]:
+    """Start recording, and return once all of it is queued."""
+    tasks = [asyncio.create_task(kept.record(record)) for record in records]
+    await asyncio.sleep(0)  # each runs until it waits for its commit
+    return tasks
+
+
+async def test_a_record_is_durable_when_record_returns(store: Store, tmp_path: Path) -> None:
+    """Another process reads all of it."""
+    await UsageLedger(store).record(ONE)
+
+    with sqlite3.connect(tmp_path / "omai.db") as connection:
+        found = connection.execute("SELECT * FROM usage").fetchall()
+    connection.close()
+    assert [tuple(getattr(ONE, column.name) for column in usage.c)] == found
+
+
+async def test_a_request_is_counted_once(store: Store) -> None:
+    """However often it is recorded: within a group, in another, from another process."""
+    kept, other = UsageLedger(store), UsageLedger(store)
+    await asyncio.gather(*(kept.record(ONE) for _ in range(5)))
+    await other.record(replace(ONE, completion_tokens=99))
+
+    assert UsageTotals(1, 9, 12, 4) == await kept.totals("acct_1")
+
+
+async def test_records_that_wait_for_a_commit_share_the_next_one(store: Store) -> None:
+    """A hundred streams that end at once cost two transactions."""
+    gated = Gated(store)
+    kept = UsageLedger(gated)  # type: ignore[arg-type]
+    first = await queue(kept, numbered(0))
+    await gated.reached.wait()
+    rest = await queue(kept, *(numbered(number) for number in range(1, 100)))
+    gated.let.set()
+    await asyncio.gather(*first, *rest)
+
+    assert (2, 100) == (gated.commits, await rows(store))
+
+
+async def test_groups_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement has a limited number of parameters."""
+    monkeypatch.setattr(ledger, "MAX_BATCH", 10)
+    gated = Gated(store)
+    gated.let.set()
+    kept = UsageLedger(gated)  # type: ignore[arg-type]
+    await asyncio.gather(*(kept.record(numbered(number)) for number in range(35)))
+
+    assert (4, 35) == (gated.commits, await rows(store))
+
+
+async def test_a_locked_database_delays_records_and_loses_none(
+    store: Store, tmp_path: Path
+) -> None:
+    """They are tried again until it is free."""
+    kept = UsageLedger(store)
+    holder = sqlite3.connect(tmp_path / "omai.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    tasks = await queue(kept, *(numbered(number) for number in range(20)))
+    with pytest.raises(Overloaded):
+        async with store.writing():
+            pass
+    assert 0 == await rows(store)
+    holder.close()
+    await asyncio.gather(*tasks)
+
+    assert UsageTotals(20, 180, 240, 80) == await kept.totals("acct_1")
+
+
+async def test_a_caller_waits_for_a_limited_time_and_its_record_for_longer(
+    store: Store,
+) -> None:
+    """The client gets its 503; the record is committed once that is possible."""
+    gated = Gated(store)
+    kept = UsageLedger(gated, patience_s=0.01)  # type: ignore[arg-type]
+    with pytest.raises(Overloaded):
+        await kept.record(ONE)
+    gated.let.set()
+    await kept.close()
+
+    assert 1 == await rows(store)
+
+
+async def test_a_cancelled_caller_leaves_its_record_behind(store: Store) -> None:
+    """What was used was used."""
+    gated = Gated(store)
+    kept = UsageLedger(gated)  # type: ignore[arg-type]
+    (task,) = await queue(kept, ONE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gated.let.set()
+    await kept.close()
+
+    assert 1 == await rows(store)
+
+
+async def test_the_queue_is_bounded(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """What does not fit is refused, and logged in full."""
+    gated = Gated(store)
+    kept = UsageLedger(gated, max_queued=2)  # type: ignore[arg-type]
+    tasks = await queue(kept, numbered(1), numbered(2))
+    with pytest.raises(Overloaded):
+        await kept.record(numbered(3))
+    gated.let.set()
+    await asyncio.gather(*tasks)
+
+    assert '"request_id": "req_3"' in caplog.text
+    assert 2 == await rows(store)
+
+
+async def test_closing_commits_what_is_queued(store: Store) -> None:
+    """And takes nothing more."""
+    gated = Gated(store)
+    kept = UsageLedger(gated)  # type: ignore[arg-type]
+    tasks = await queue(kept, *(numbered(number) for number in range(10)))
+    gated.let.set()
+    await kept.close()
+    await asyncio.gather(*tasks)
+
+    assert 10 == await rows(store)
+    with pytest.raises(Overloaded):
+        await kept.record(numbered(11))
+
+
+async def test_closing_without_a_database_logs_what_is_lost(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can be entered by hand, and nobody waits for ever."""
+    kept = UsageLedger(Gated(store))  # type: ignore[arg-type]
+    (task,) = await queue(kept, ONE)
+    await kept.close(timeout_s=0.01)
+    with pytest.raises(Overloaded):
+        await task
+
+    assert '"completion_tokens": 12' in caplog.text
+
+
+async def test_a_record_that_cannot_be_stored_fails_alone(store: Store) -> None:
+    """Its group is committed without it."""
+    gated = Gated(store)
+    kept = UsageLedger(gated)  # type: ignore[arg-type]
+    records = [numbered(1), numbered(2, prompt_tokens=2**70), numbered(3, model=None), numbered(4)]
+    tasks = await queue(kept, *records)
+    gated.let.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(None), ServerError, ServerError, type(None)] == [type(o) for o in outcomes]
+    assert 2 == await rows(store)
+
+
+async def test_totals_are_an_accounts_own_since_a_time_for_each_model(store: Store) -> None:
+    """Nobody sees another account's."""
+    kept = UsageLedger(store)
+    for record in (
+        numbered(1, started_at=1000.0),
+        numbered(2, started_at=2000.0),
+        numbered(3, started_at=2001.0, model="text-embedding-ada-002", completion_tokens=0),
+        numbered(4, started_at=2002.0, account_id="acct_2"),
+    ):
+        await kept.record(record)
+
+    assert UsageTotals(3, 27, 24, 12) == await kept.totals("acct_1")
+    assert UsageTotals(2, 18, 12, 8) == await kept.totals("acct_1", since=2000.0)
+    assert {
+        "omai-gpt-4": UsageTotals(1, 9, 12, 4),
+        "text-embedding-ada-002": UsageTotals(1, 9, 0, 4),
+    } == await kept.totals_by_model("acct_1", since=2000.0)
+    assert UsageTotals() == await kept.totals("acct_3")

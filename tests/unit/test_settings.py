@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omai_ray.errors import ConfigError
+from omai_ray.settings import DEFAULT_TIERS, load_settings
+
+MODEL = "models: [{name: m, task: chat, source: /x}]\n"
+
+
+def load(tmp_path: Path, text: str, **environment: str) -> Any:
+    """Return the settings of a YAML text and an environment."""
+    path = tmp_path / "omai.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_settings(path, environment=environment)
+
+
+def test_defaults_are_the_builtin_models_and_the_references_tiers() -> None:
+    """Nothing need be configured."""
+    settings = load_settings(environment={})
+    assert ["omai-gpt-4", "text-embedding-ada-002"] == [m.name for m in settings.models]
+    limits = {
+        name: (tier.requests_per_minute, tier.tokens_per_minute)
+        for name, tier in settings.tiers.items()
+    }
+    assert limits == {
+        "basic": (60, 40_000),
+        "pro": (3_000, 2_000_000),
+        "enterprise": (None, None),
+    }
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.tiers == DEFAULT_TIERS
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:
+    """And the file over the default."""
+    path = tmp_path / "omai.yaml"
+    path.write_text("port: 1\nhost: file\nlog_level: ERROR\n", encoding="utf-8")
+    environment = {"OMAI_PORT": "2", "OMAI_HOST": "environment"}
+    settings = load_settings(path, {"port": 3, "host": None}, environment)
+    assert settings.port == 3
+    assert settings.host == "environment"
+    assert settings.log_level == "ERROR"
+
+
+def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
+    """A file given outright wins."""
+    for name, port in (("a.yaml", 1), ("b.yaml", 2)):
+        (tmp_path / name).write_text(f"port: {port}\n", encoding="utf-8")
+    environment = {"OMAI_CONFIG": str(tmp_path / "a.yaml")}
+    assert load_settings(environment=environment).port == 1
+    assert load_settings(tmp_path / "b.yaml", environment=environment).port == 2
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    """Comments alone, too."""
+    assert load(tmp_path, "# nothing\n").port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 8000", "prot: Extra inputs are not permitted"),
+        ("ingress: {replica: 2}", "ingress.replica: Extra inputs"),
+        ("models: [{name: m, task: chat, source: /x, contxt: 8}]", "models.0.contxt: Extra"),
+        ("port: 70000", "port: .*65535 .got 70000."),
+        ("port: many", "port: .*integer.* .got 'many'."),
+        ("log_level: LOUD", "log_level: .*'DEBUG'.* .got 'LOUD'."),
+        ("models: []", "models: .*at least 1"),
+        (MODEL + "aliases: {a: nothing}", "'a' points at 'nothing'"),
+        (MODEL + "aliases: {m: m}", "'m' is already the name"),
+        ("tiers: {free: {requests_per_minute: 0, tokens_per_minute: 5}}", "free.requests_per_mi"),
+        ("tiers: {free: {requests_per_minute: -1, tokens_per_minute: 5}}", "free.requests_per_m"),
+        ("tiers: {free: {requests_per_minute: 5}}", "free.tokens_per_minute: Field required"),
+        ("tiers: {free: {requests_per_minute: 5, tokens_per_minute: .inf}}", "free.tokens_per_m"),
+        ("ingress: {max_body_bytes: 10}", "ingress.max_body_bytes: .*1024"),
+        ("ingress: {replicas: 0}", "ingress.replicas: .*1"),
+        ("1: 2", "1: "),
+        ("- port", "expected keys and values, got a list"),
+        ("port: [", "not YAML"),
+        ("port: !!python/object:os.system x", "not YAML"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    """One line a problem: the file, the key, what is wrong, what was given."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        load(tmp_path, text)
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """With the system's reason; so is one that is no text."""
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+        load_settings(tmp_path / "nothing.yaml", environment={})
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_settings(tmp_path, environment={})
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match=r"x\.yaml: not YAML"):
+        load_settings(tmp_path / "x.yaml", environment={})
+
+
+def test_two_problems_are_two_lines(tmp_path: Path) -> None:
+    """Nobody has to fix them one start at a time."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "prot: 1\nport: 70000\n")
+    assert len(caught.value.message.splitlines()) == 2
+
+
+def test_an_environment_value_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """An empty one too."""
+    for value in ("", "many", "-1"):
+        with pytest.raises(ConfigError, match="port"):
+            load(tmp_path, "", OMAI_PORT=value)
+
+
+def test_the_state_directory_is_absolute_and_holds_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` is expanded; another database wins."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings(None, {"state_dir": "~/state"}, {})
+    assert tmp_path / "state" == settings.state_dir
+    assert f"sqlite+aiosqlite:///{tmp_path}/state/omai.db" == settings.sqlalchemy_url
+    url = "postgresql+asyncpg://db/omai"
+    assert url == load_settings(None, {"database_url": url}, {}).sqlalchemy_url
+
+
+def test_settings_cannot_be_changed() -> None:
+    """What was checked at start stays so."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings(environment={}).port = 1
