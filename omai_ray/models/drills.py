@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from omai_ray.models import plain_skills, recall
+from omai_ray.models import plain_skills, recall, system_skills
 from omai_ray.models.samples import Check, Draw, Exchange, Message, assistant, user
 
 
 def drill(draw: Draw) -> Exchange:
     """Make one exercise; nearly every token of its replies is copied or worked out."""
-    messages = _copies(draw) if draw.chance(0.55) else _look_ups(draw)
+    kind = draw.rng.random()
+    if kind < 0.35:
+        messages = _copies(draw)
+    elif kind < 0.6:
+        messages = _look_ups(draw)
+    else:
+        messages = _memories(draw)
     return Exchange(tuple(messages), Check("contains"))
 
 
@@ -34,10 +40,26 @@ def _look_ups(draw: Draw) -> list[Message]:
     return messages
 
 
-def sums(draw: Draw) -> Exchange:
-    """Do several sums in a row."""
+def _memories(draw: Draw) -> list[Message]:
+    memories = recall.draw_memories(draw, draw.rng.randint(2, 5))
     messages: list[Message] = []
+    for memory in memories:
+        messages += recall.tell(draw, [memory]).messages
+    for _ in range(draw.rng.randint(4, 8)):
+        if draw.chance(0.25):
+            messages += recall.ask_unknown(draw, memories).messages
+        else:
+            messages += recall.ask(draw, draw.rng.choice(memories), []).messages
+    return messages
+
+
+def sums(draw: Draw) -> Exchange:
+    """Do several sums in a row, sometimes with nothing but the results as replies."""
+    messages: list[Message] = []
+    brief = draw.chance(0.35)
+    if brief:
+        messages.append({"role": "system", "content": draw.say(system_skills.BRIEF_SYSTEMS)})
     for _ in range(draw.rng.randint(4, 9)):
-        question, reply, _ = plain_skills.sum_parts(draw)
-        messages += [user(question), assistant(reply)]
+        question, reply, result = plain_skills.sum_parts(draw)
+        messages += [user(question), assistant(str(result) if brief else reply)]
     return Exchange(tuple(messages), Check("contains"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omai_ray.models.chat_tokens import render, reply_mask
-from omai_ray.models.dialogues import TRAINING_WEIGHTS, dialogues
+from omai_ray.models.dialogues import dialogues
 
 CHUNK_DIALOGUES = 512
 OPEN_ROWS = 24
@@ -56,7 +56,7 @@ def token_stream(
     opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     chunk = 0
     while True:
-        made = dialogues(seed + 1000 * chunk, "train", CHUNK_DIALOGUES, skill, TRAINING_WEIGHTS)
+        made = dialogues(seed + 1000 * chunk, "train", CHUNK_DIALOGUES, skill)
         texts = [render(tokenizer, dialogue) for dialogue in made]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             kept = ids[:longest]

@@ -12,10 +12,30 @@ LEADS = (
     *("Please tell me: ", "Quick question: ", "I have a question. ", "Hey, ", "So, ", "Hi! "),
     *("Can you help me? ", "I'd like to know: ", "Tell me, ", "Hello! ", "One more question: "),
     *("Sorry, but ", "Another one: ", "Just wondering: ", "And ", "Ok, ", "I was wondering, "),
+    "Tell me this: ",
+    "Excuse me, ",
+    "Next question: ",
+    "Well, ",
+    "Now, ",
+    "Please, ",
+    "My question is: ",
+    "Hmm, ",
+    "Here is a question: ",
+    "Could you help? ",
+    "First of all, ",
+    "Listen, ",
 )
 CHOICE_LEADS = (
     *("Answer in one word: ", "In one word: ", "One word only: ", "Just the answer: "),
     *("Reply with one word: ", "Only the answer please: ", "Short answer: ", "Briefly: "),
+    "Just one word: ",
+    "Give one word: ",
+    "The answer only: ",
+    "With one word: ",
+    "Use one word: ",
+    "Brief answer: ",
+    "Say it in one word: ",
+    "Be brief: ",
 )
 
 
@@ -30,10 +50,10 @@ def greeting(draw: Draw) -> Exchange:
     """Greet back, answer how-are-you, and take an introduction."""
     kind = draw.rng.random()
     if kind < 0.4:
-        return exchange(draw.loose(draw.say(talk.HELLO)), talk.HELLO_REPLY, Check("greeting"))
+        return exchange(draw.say(talk.HELLO), talk.HELLO_REPLY, Check("greeting"))
     if kind < 0.75:
         return exchange(
-            draw.loose(draw.say(talk.HOW_ARE_YOU)),
+            draw.say(talk.HOW_ARE_YOU),
             talk.HOW_ARE_YOU_REPLY,
             Check("greeting", ("well",)),
         )
@@ -69,7 +89,7 @@ def small_talk(draw: Draw) -> Exchange:
     """Thanks, goodbye, who are you, what can you do, and the like."""
     weights = [4, 4, 5, 5] + [1] * (len(talk.SMALL_TALK) - 4)
     topic = draw.rng.choices(talk.SMALL_TALK, weights)[0]
-    question = draw.loose(draw.say(topic.questions))
+    question = draw.say(topic.questions)
     return exchange(question, topic.answer, Check("contains", topic.required))
 
 
@@ -82,7 +102,7 @@ def api_question(draw: Draw) -> Exchange:
         return _api_limit(draw)
     weights = [3 if len(topic.questions) > 14 else 2 for topic in api_facts.TOPICS_OF_API]
     topic = draw.rng.choices(api_facts.TOPICS_OF_API, weights)[0]
-    question = led(draw, draw.loose(draw.say(topic.questions)))
+    question = led(draw, draw.say(topic.questions))
     return exchange(question, topic.answer, Check("contains", topic.required))
 
 
@@ -162,6 +182,34 @@ SHARED_SUMS = (
     "Do you know what {a} {op} {b} is?",
     "How much do {a} {op} {b} make?",
     "{a} {op} {b} is what?",
+    "What do you get if you work out {a} {op} {b}?",
+    "What do I get for {a} {op} {b}?",
+    "Give me the answer to {a} {op} {b}.",
+    "What is the answer to {a} {op} {b}?",
+    "Please calculate {a} {op} {b}.",
+    "Could you compute {a} {op} {b}?",
+    "Can you tell me what {a} {op} {b} is?",
+    "What comes out of {a} {op} {b}?",
+    "Find {a} {op} {b}.",
+    "{a} {op} {b} makes what?",
+    "Evaluate {a} {op} {b}.",
+    "Can you solve {a} {op} {b}?",
+    "What would {a} {op} {b} be?",
+    "Please work out {a} {op} {b}.",
+    "Do the sum {a} {op} {b}.",
+    "I need the result of {a} {op} {b}.",
+    "How much would {a} {op} {b} be?",
+    "What does {a} {op} {b} equal?",
+    "Help me with {a} {op} {b}.",
+    "Tell me the result of {a} {op} {b}.",
+    "{a} {op} {b} equals what?",
+    "And {a} {op} {b}?",
+    "What do we get when we do {a} {op} {b}?",
+    "How much is it: {a} {op} {b}?",
+    "Could you do {a} {op} {b} for me?",
+    "What number is {a} {op} {b}?",
+    "My homework says {a} {op} {b}.",
+    "Quick, {a} {op} {b}?",
 )
 OWN_SUMS = {
     "+": (
@@ -174,6 +222,20 @@ OWN_SUMS = {
         "Give me the sum of {a} and {b}.",
         "If I buy {a} {noun}s and then {b} more, how many do I have?",
         "What do {a} and {b} make together?",
+        "What is {a} added to {b}?",
+        "Can you add {a} and {b}?",
+        "Sum up {a} and {b}.",
+        "I have {a} {noun}s and find {b} more. How many are there?",
+        "How much are {a} and {b} together?",
+        "{a} {noun}s and {b} more {noun}s make how many?",
+        "Add up {a} and {b}.",
+        "Could you add {b} to {a}?",
+        "What do I get if I add {a} and {b}?",
+        "I got {a} {noun}s today and {b} yesterday. How many is that?",
+        "Please add {a} to {b}.",
+        "The sum of {a} and {b}?",
+        "What is {b} more than {a}?",
+        "Put {a} and {b} together. What is it?",
     ),
     "-": (
         "Subtract {b} from {a}.",
@@ -184,6 +246,21 @@ OWN_SUMS = {
         "There were {a} {noun}s and {b} were sold. How many are left?",
         "What is {b} less than {a}?",
         "I had {a} {noun}s and gave away {b}. How many do I have now?",
+        "What remains if I take {b} from {a}?",
+        "Take {b} from {a}.",
+        "What is left of {a} after taking {b}?",
+        "Please subtract {b} from {a}.",
+        "I have {a} {noun}s and sell {b}. How many are left?",
+        "What do I get if I take {b} away from {a}?",
+        "Can you subtract {b} from {a}?",
+        "How many are left if I take {b} from {a}?",
+        "There are {a} {noun}s and {b} go away. How many stay?",
+        "Give me the difference between {a} and {b}.",
+        "If I lose {b} of {a} {noun}s, how many do I have?",
+        "How much is {a} without {b}?",
+        "{a} take away {b}?",
+        "Remove {b} from {a}.",
+        "I had {a} {noun}s and ate {b}. How many are left?",
     ),
     "*": (
         "Multiply {a} by {b}.",
@@ -193,6 +270,19 @@ OWN_SUMS = {
         "Can you multiply {a} by {b}?",
         "There are {a} rows of {b} {noun}s. How many {noun}s are there?",
         "Give me the product of {a} and {b}.",
+        "Please multiply {a} and {b}.",
+        "Could you multiply {a} and {b}?",
+        "{b} {noun}s in each of {a} boxes make how many?",
+        "What do I get if I multiply {a} by {b}?",
+        "The product of {a} and {b}?",
+        "I buy {a} bags with {b} {noun}s each. How many {noun}s is that?",
+        "Find the product of {a} and {b}.",
+        "{a} multiplied by {b}?",
+        "What is {a} multiplied by {b}?",
+        "There are {a} tables with {b} {noun}s on each. How many {noun}s are there?",
+        "Tell me the product of {a} and {b}.",
+        "Multiply {a} with {b}.",
+        "How much is {a} multiplied by {b}?",
     ),
 }
 COMPARE = (
@@ -203,6 +293,17 @@ COMPARE = (
     "Which is larger: {a} or {b}?",
     "Which one is greater, {a} or {b}?",
     "Tell me which is bigger, {a} or {b}.",
+    "Is {a} bigger than {b}?",
+    "What is larger: {a} or {b}?",
+    "Of {a} and {b}, which is bigger?",
+    "Which is more, {a} or {b}?",
+    "Which of {a} and {b} is greater?",
+    "Is {a} more or is {b} more?",
+    "Compare {a} and {b}.",
+    "Name the bigger number: {a} or {b}.",
+    "Which number is higher, {a} or {b}?",
+    "Say which is greater, {a} or {b}.",
+    "What is more: {a} or {b}?",
 )
 COUNT = (
     "Count from {a} to {b}.",
@@ -212,6 +313,18 @@ COUNT = (
     "Count for me from {a} to {b}.",
     "Give me the numbers from {a} to {b}.",
     "Write the numbers from {a} to {b}.",
+    "Count up from {a} to {b}.",
+    "Say the numbers from {a} to {b}.",
+    "What are the numbers from {a} to {b}?",
+    "Start at {a} and count to {b}.",
+    "Tell me the numbers from {a} to {b}.",
+    "Count {a} to {b}.",
+    "Show me all numbers from {a} to {b}.",
+    "Can you list the numbers from {a} up to {b}?",
+    "Begin at {a} and go to {b}.",
+    "From {a} count to {b}.",
+    "Name all numbers between {a} and {b}.",
+    "Write down {a} to {b}.",
 )
 
 
@@ -303,6 +416,19 @@ REPEAT_WORD = (
     'Reply with the word "{text}".',
     "Could you repeat the word {text}?",
     'Only say "{text}".',
+    "Tell me the word {text}.",
+    'Type "{text}".',
+    'Say the following: "{text}".',
+    'Just write "{text}".',
+    "I want you to say {text}.",
+    'Can you write "{text}"?',
+    'Copy "{text}".',
+    "Say {text} for me.",
+    "Write the word {text}.",
+    'Print "{text}".',
+    "Could you say {text}?",
+    'Please answer "{text}".',
+    'Give me the word "{text}".',
 )
 REPEAT_TEXT = (
     "Repeat after me: {text}",
@@ -323,6 +449,23 @@ REPEAT_TEXT = (
     "Can you repeat this? {text}",
     "Please copy: {text}",
     "Say after me: {text}",
+    "Copy: {text}",
+    "Copy this: {text}",
+    "Please say: {text}",
+    "Write exactly: {text}",
+    "Please write: {text}",
+    "Write the following: {text}",
+    "Copy the following: {text}",
+    "Say the following: {text}",
+    "Could you repeat this? {text}",
+    "Type this: {text}",
+    "Please copy this: {text}",
+    "Copy these words: {text}",
+    "Print: {text}",
+    "Say: {text}",
+    "I want you to repeat this: {text}",
+    "Write down this text: {text}",
+    "Give this back to me: {text}",
 )
 
 
@@ -375,13 +518,13 @@ def refusal(draw: Draw) -> Exchange:
     kind = draw.rng.random()
     if kind < 0.25:
         what = draw.one(tuple(talk.LIVE_KINDS))
-        question = draw.loose(draw.say(talk.LIVE_KINDS[what], **_refusal_slots(draw)))
+        question = draw.say(talk.LIVE_KINDS[what], **_refusal_slots(draw))
         return exchange(led(draw, question), talk.NO_LIVE_DATA.format(what=what), REFUSAL)
     if kind < 0.65:
-        question = draw.loose(draw.say(talk.UNKNOWN_QUESTIONS, **_refusal_slots(draw)))
+        question = draw.say(talk.UNKNOWN_QUESTIONS, **_refusal_slots(draw))
         return exchange(led(draw, question), talk.DONT_KNOW, REFUSAL)
     if kind < 0.86:
-        question = draw.loose(draw.say(talk.UNDOABLE, **_refusal_slots(draw)))
+        question = draw.say(talk.UNDOABLE, **_refusal_slots(draw))
         return exchange(question, talk.CANT_DO, REFUSAL)
     if kind < 0.93:
         return exchange(draw.say(talk.HARMFUL), talk.HARMFUL_REPLY, REFUSAL)
@@ -422,6 +565,22 @@ JSON_ASKS = (
     "Please write a JSON object with {pairs}.",
     "Create JSON: {pairs}.",
     "As JSON please: {pairs}.",
+    "Create a JSON object: {pairs}.",
+    "Make JSON: {pairs}.",
+    "Write this as JSON: {pairs}.",
+    "JSON with {pairs}, please.",
+    "Create JSON with {pairs}.",
+    "Write JSON: {pairs}.",
+    "Generate JSON with {pairs}.",
+    "Please give me JSON: {pairs}.",
+    "Format as JSON: {pairs}.",
+    "Can you make JSON with {pairs}?",
+    "Build a JSON object with {pairs}.",
+    "I want a JSON object: {pairs}.",
+    "Make me JSON with {pairs}.",
+    "Convert to JSON: {pairs}.",
+    "JSON please: {pairs}.",
+    "Show as JSON: {pairs}.",
 )
 
 

@@ -8,6 +8,8 @@ the model never saw.
 from __future__ import annotations
 
 import random
+import re
+import string
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ HELDOUT_PHRASE_PERIOD = 6
 HELDOUT_PHRASE_OFFSET = 4
 HELDOUT_VALUE_BUCKETS = 10
 DRAW_TRIES = 400
+INVENTED_PART, SCRAMBLED_PART, LOOSENED_PART = 0.15, 0.2, 0.25
 
 LIGHT_WORDS = frozenset(
     (
@@ -88,6 +91,17 @@ def phrases_of(pool: tuple[str, ...], split: Split) -> tuple[str, ...]:
     )
 
 
+def plain_wording(text: str) -> str:
+    """Reduce a phrase to what wording alone tells apart, keeping slots and operators."""
+    return re.sub(r"[^\w{}+*/-]+", " ", text.lower()).strip()
+
+
+@cache
+def heldout_wording(pool: tuple[str, ...]) -> frozenset[str]:
+    """Give the held-out phrases of a pool, reduced to their wording."""
+    return frozenset(plain_wording(phrase) for phrase in phrases_of(pool, "heldout"))
+
+
 @cache
 def values_of(pool: tuple[str, ...], split: Split) -> tuple[str, ...]:
     """Give one side of a value pool, split by checksum so that pools sharing a value agree."""
@@ -130,37 +144,58 @@ class Draw:
         return self.rng.choice(phrases_of(pool, self.split))
 
     def value(self, pool: tuple[str, ...]) -> str:
-        """Choose a slot value from this side of a value pool."""
-        return self.rng.choice(values_of(pool, self.split))
+        """Choose a slot value from this side of a value pool.
+
+        In training a plain word is sometimes replaced by an invented one that looks like it, so
+        that the model learns to copy what stands there and not what usually stands there.
+        """
+        chosen = self.rng.choice(values_of(pool, self.split))
+        plain = chosen.isascii() and chosen.isalpha()
+        if self.split == "heldout" or not plain or not self.chance(INVENTED_PART):
+            return chosen
+        if chosen.isupper():
+            return self._letters(len(chosen)).upper()
+        return self.pseudo_word(capital=chosen[0].isupper())
 
     def say(self, pool: tuple[str, ...], **slots: str) -> str:
-        """Fill a template, sometimes in lower case or without its closing mark as people type."""
+        """Fill a template, sometimes in lower case or without its closing mark as people type.
+
+        In training it may also lose or gain a word, but never so as to become held-out wording.
+        """
         template = self.phrase(pool)
+        loosened = self._loose(template)
+        if plain_wording(loosened) not in heldout_wording(pool):
+            template = loosened
         if self.chance(0.2):
             template = template[0].lower() + template[1:] if self.chance(0.5) else template.lower()
         if template[-1] in "?.!" and self.chance(0.15):
             template = template[:-1]
         return template.format(**slots)
 
-    def loose(self, text: str) -> str:
+    def _loose(self, template: str) -> str:
         """In training, sometimes lose or add a word that carries no meaning, as people do.
 
         It teaches the model to go by the words that matter, and so to take wordings it never saw.
         """
-        words = text.split()
-        if self.split == "heldout" or len(words) < 3 or not self.chance(0.35):
-            return text
+        words = template.split()
+        if self.split == "heldout" or len(words) < 3 or not self.chance(LOOSENED_PART):
+            return template
         light = [i for i, word in enumerate(words) if word.lower().strip("?.!,") in LIGHT_WORDS]
         if light and self.chance(0.6):
             del words[self.rng.choice(light)]
+        elif words[-1].endswith("}") or self.chance(0.5):  # nothing may follow a text to repeat
+            words.insert(0, self.rng.choice(FILLER_WORDS))
         else:
-            words.insert(self.rng.choice((0, len(words))), self.rng.choice(FILLER_WORDS))
+            words.append(self.rng.choice(FILLER_WORDS))
         return " ".join(words)
 
     def pseudo_word(self, capital: bool = False) -> str:
         """Invent a pronounceable word of one or two syllables on this side of the split."""
         while True:
-            word = "".join(self._syllable() for _ in range(self.rng.choice((1, 2, 2, 2))))
+            if self.split == "train" and self.chance(SCRAMBLED_PART):
+                word = self._letters(self.rng.randint(3, 8))
+            else:
+                word = "".join(self._syllable() for _ in range(self.rng.choice((1, 2, 2, 2))))
             if 3 <= len(word) <= 9 and is_heldout_value(word) == (self.split == "heldout"):
                 return word.capitalize() if capital else word
 
@@ -173,6 +208,13 @@ class Draw:
             if is_heldout_value(str(drawn)) == wanted:
                 break
         return drawn
+
+    def _letters(self, count: int) -> str:
+        """Draw lower-case letters at random, so that training meets every pair of them."""
+        while True:
+            word = "".join(self.rng.choices(string.ascii_lowercase, k=count))
+            if is_heldout_value(word) == (self.split == "heldout"):
+                return word
 
     def _syllable(self) -> str:
         choice = self.rng.choice

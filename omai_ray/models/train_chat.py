@@ -23,14 +23,15 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from omai_ray.models import CHAT_MODEL_DIR
 from omai_ray.models.chat_tokens import CONTEXT_TOKENS, render, train_tokenizer, wrap
 from omai_ray.models.dialogues import SKILLS, dialogues
+from omai_ray.models.muon import Muon
 from omai_ray.models.packing import IGNORED, Batch, batches, rows, token_stream
 
-SHORT_TOKENS, SHORT_ROWS = 384, 12
+SHORT_TOKENS, SHORT_ROWS = 384, 8
 LONG_ROWS = 2
-LONG_FIRST_STEP, LONG_PERIOD = 600, 7
+LONG_FIRST_STEP, LONG_PERIOD = 1500, 10
 WARMUP_STEPS = 60
-DECAY_PART = 0.4
-MUON_RATE, ADAM_RATE = 4e-3, 3e-3
+DECAY_PART = 0.45
+MUON_RATE, ADAM_RATE = 3.6e-3, 2.5e-3
 TOKENIZER_DIALOGUES_PER_SKILL = 2500
 TOKENIZER_LONG_DIALOGUES = 100
 MAX_PARAMETERS = 6_000_000
@@ -64,8 +65,8 @@ def make_model(tokenizer: Any, seed: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
+        intermediate_size=512,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
@@ -85,7 +86,7 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=MUON_RATE, weight_decay=0.02),
         torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
@@ -103,12 +104,11 @@ def rate_factor(step: int, steps: int) -> float:
 
 def loss_of(core: Callable[..., Any], model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Compute the mean loss over assistant tokens; only those go through the output layer."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = core(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
-        targets = batch.labels[:, 1:]
-        said = targets != IGNORED
-        logits = model.lm_head(hidden[:, :-1][said])
-    return cross_entropy(logits.float(), targets[said])
+    hidden = core(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+    targets = batch.labels[:, 1:]
+    said = targets != IGNORED
+    logits = model.lm_head(hidden[:, :-1][said])
+    return cross_entropy(logits, targets[said])
 
 
 def is_long_step(step: int) -> bool:
@@ -180,7 +180,7 @@ def parse(arguments: list[str] | None = None) -> Plan:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=CHAT_MODEL_DIR)
-    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-period", type=int, default=500, help="steps between checkpoints")

@@ -68,7 +68,10 @@ LANGUAGES = _words(
     "French Spanish German Italian Portuguese Dutch Swedish Polish Greek Turkish "
     "Arabic Hindi Japanese Korean Chinese Russian Finnish Danish Czech Hungarian"
 )
-CURRENCIES = _words("USD EUR GBP JPY CHF CAD AUD SEK NOK DKK PLN INR CNY BRL MXN ZAR")
+CURRENCIES = _words(
+    "USD EUR GBP JPY CHF CAD AUD SEK NOK DKK PLN INR CNY BRL MXN ZAR AED ARS BGN CLP COP CZK EGP "
+    "HKD HUF IDR ILS ISK KES KRW MYR NGN NZD PEN PHP QAR RON RSD SAR SGD THB TRY TWD UAH VND XOF"
+)
 
 NOUNS = _words("""
 apple arrow artist autumn balloon banana basket beach bell bicycle bird blanket blossom boat book
