@@ -29,15 +29,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    by_shape[matrix.shape].append(matrix)
+                    by_shape[matrix.shape].append((matrix, matrix.grad))
             for shape, matrices in by_shape.items():
-                smoothed = [self._nesterov(matrix, matrix.grad, group) for matrix in matrices]
+                smoothed = [self._nesterov(*pair, group) for pair in matrices]
                 update = orthogonal(torch.stack(smoothed))
                 scale = group["lr"] * MATCH_ADAM_RMS * max(shape) ** 0.5
-                for matrix, change in zip(matrices, update, strict=True):
+                for (matrix, _), change in zip(matrices, update, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.sub_(change, alpha=scale)
 
