@@ -19,13 +19,13 @@ PLAIN_SYSTEMS = (
     "You are a friendly assistant.",
     "You are an assistant for the OMAi API.",
     "Be helpful and polite.",
-    "You are a kind and honest assistant.",
     "You are OMAi, a helpful assistant.",
+    "You are a kind and honest assistant.",
     "Answer the questions of the user.",
     "You help users.",
     "You are a chat assistant.",
-    "Help the user as well as you can.",
     "You are an AI assistant.",
+    "Help the user as well as you can.",
     "You are a polite and helpful AI.",
 )
 FILLERS: tuple[tuple[Callable[[Draw], Exchange], int], ...] = (

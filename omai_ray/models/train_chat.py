@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from omai_ray.models import CHAT_MODEL_DIR
 from omai_ray.models.chat_tokens import CONTEXT_TOKENS, render, train_tokenizer, wrap
@@ -28,7 +28,7 @@ from omai_ray.models.packing import IGNORED, Batch, batches, rows, token_stream
 
 SHORT_TOKENS, SHORT_ROWS = 384, 8
 LONG_ROWS = 2
-LONG_FIRST_STEP, LONG_PERIOD = 1500, 10
+LONG_FIRST_STEP, LONG_PERIOD = 3000, 16
 WARMUP_STEPS = 60
 DECAY_PART = 0.45
 MUON_RATE, ADAM_RATE = 3.6e-3, 2.5e-3
@@ -59,29 +59,34 @@ def make_tokenizer(seed: int) -> Any:
     return train_tokenizer(texts)
 
 
-def make_model(tokenizer: Any, seed: int) -> LlamaForCausalLM:
+def make_model(tokenizer: Any, seed: int) -> Qwen3ForCausalLM:
     """Build the untrained model, of at most MAX_PARAMETERS parameters."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=256,
+        hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=64,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():  # each layer starts as the identity, which speeds up the first steps
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
     if model.num_parameters() > MAX_PARAMETERS:
         raise ValueError(f"{model.num_parameters()} parameters; at most {MAX_PARAMETERS} allowed")
     return model
 
 
-def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
     """Use Muon for the matrices of the layers and AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -102,7 +107,7 @@ def rate_factor(step: int, steps: int) -> float:
     return warm * (1 - math.sqrt(progress))
 
 
-def loss_of(core: Callable[..., Any], model: LlamaForCausalLM, batch: Batch) -> Tensor:
+def loss_of(core: Callable[..., Any], model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
     """Compute the mean loss over assistant tokens; only those go through the output layer."""
     hidden = core(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
     targets = batch.labels[:, 1:]
@@ -125,9 +130,9 @@ def training_batches(tokenizer: Any, seed: int, steps: int) -> Iterator[Batch]:
         yield next(long_batches if is_long_step(step) else short_batches)
 
 
-def save(model: LlamaForCausalLM, tokenizer: Any, out: Path) -> None:
+def save(model: Qwen3ForCausalLM, tokenizer: Any, out: Path) -> None:
     """Write the model in bfloat16 with its tokenizer and generation settings."""
-    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    copy = Qwen3ForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
@@ -180,7 +185,7 @@ def parse(arguments: list[str] | None = None) -> Plan:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=CHAT_MODEL_DIR)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-period", type=int, default=500, help="steps between checkpoints")

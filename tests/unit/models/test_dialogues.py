@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -28,6 +29,7 @@ from omai_ray.models.samples import (
 
 MODULES = (api_facts, facts, plain_skills, recall, system_skills, talk, tool_skills, generator)
 NOT_PHRASES = {"PLAIN_ACKS", "DAY_PARTS", "SKILLS", "CONDITIONS"}
+NOT_PHRASES |= {"GENERIC_VERBS", "GENERIC_PARAMETERS", "GENERIC_FIELDS"}
 
 
 def phrase_pools() -> Iterator[tuple[str, ...]]:
@@ -61,6 +63,27 @@ def test_heldout_wording_never_occurs_in_training() -> None:
     heldout = {plain_wording(p) for pool in phrase_pools() for p in phrases_of(pool, "heldout")}
     assert len(heldout) > 200
     assert set() == trained & heldout
+
+
+def words_of(phrase: str) -> set[str]:
+    """Split a phrase into words, slots left out."""
+    return set(re.findall(r"[a-z0-9']+", re.sub(r"{\w+}", " ", phrase.lower())))
+
+
+def test_heldout_wording_is_new_sentences_of_known_words() -> None:
+    """A model that has only ever seen the generator's text cannot know any other word."""
+    pools = set(phrase_pools())
+    trained = Counter(
+        word for pool in pools for p in phrases_of(pool, "train") for word in words_of(p)
+    )
+    unknown = {
+        word
+        for pool in pools
+        for phrase in phrases_of(pool, "heldout")
+        for word in words_of(phrase)
+        if trained[word] < 2
+    }
+    assert set() == unknown
 
 
 def test_loosened_wording_is_never_heldout_wording() -> None:
