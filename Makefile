@@ -3,13 +3,14 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 
-.PHONY: help install demo test lint types clean
+.PHONY: help install demo test lint types bench-setup clean
 
 help:
 	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
 	@echo "make test                        install, then lint, types and all tests"
 	@echo "make install                     install into $(VENV) only"
-	@echo "make clean                       remove $(VENV) and what the demo left"
+	@echo "make bench-setup                 install the peers of benchmarks/ into .venv-bench"
+	@echo "make clean                       remove $(VENV), .venv-bench and what the demo left"
 
 install: $(VENV)/.installed
 
@@ -34,5 +35,12 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
+bench-setup: .venv-bench/.installed
+
+.venv-bench/.installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .venv-bench .demo

@@ -89,5 +89,5 @@ def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
 def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:
     directory = locate(spec, TOKENIZER_FILES)
     created = int((directory / "config.json").stat().st_mtime)
-    tokenizer = EmbeddingTokenizer(directory, spec.context)
+    tokenizer = EmbeddingTokenizer(directory, spec.context, spec.prompt)
     return ServedEmbedding(spec, tokenizer, HandleEmbeddingBackend(handle), created)

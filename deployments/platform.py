@@ -62,7 +62,7 @@ def check_models(models: Iterable[ModelSpec]) -> None:
         if spec.task == "chat":
             ChatTokenizer(directory, spec.context)
         else:
-            EmbeddingTokenizer(directory, spec.context)
+            EmbeddingTokenizer(directory, spec.context, spec.prompt)
 
 
 def serve_until_signal(settings: Settings, on_ready: Callable[[str], None]) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from omai_ray.errors import ConfigError, ModelNotFound
 
 Task = Literal["chat", "embedding"]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
@@ -51,6 +52,9 @@ class ModelSpec(BaseModel):
     context: longest sequence in tokens that is served; the checkpoint's own by default.
     typical_output_tokens: what the quota reserves for a completion that names no maximum.
     truncate: shorten an over-long embedding input instead of refusing it.
+    pooling, normalize: how a bare encoder, one that is not in the sentence-transformers layout,
+    makes a sentence's vector; the layout states its own.
+    prompt: the name of the checkpoint's prompt to put before texts, instead of its default one.
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
     """
@@ -68,6 +72,9 @@ class ModelSpec(BaseModel):
     max_running_requests: Annotated[int, Field(ge=1)] = 32
     max_queued_requests: Annotated[int, Field(ge=1)] = 512
     truncate: bool = False
+    pooling: Pooling | None = None
+    normalize: bool = True
+    prompt: str | None = None
     dimensions: bool = False
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 torch.set_num_threads(1)  # such small models are faster so, most of all on a busy machine
 
@@ -28,6 +30,7 @@ CHAT_TEMPLATE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %}
 """
+_MODULES = "sentence_transformers.models"
 _CORPUS = [
     "Hello, how are you? I am fine, thank you.",
     "The quick brown fox jumps over the lazy dog.",
@@ -62,44 +65,64 @@ def save_chat_checkpoint(directory: Path, *, context: int = 256, seed: int = 0) 
     return directory
 
 
-def save_embedding_checkpoint(directory: Path, *, pooling: str = "mean", seed: int = 0) -> Path:
-    """Write a BERT of 2 layers in the sentence-transformers layout."""
+def save_embedding_checkpoint(
+    directory: Path,
+    *,
+    pooling: str | list[str] = "mean",
+    seed: int = 0,
+    config: type[PreTrainedConfig] = BertConfig,
+    width: int = 32,
+    **options: Any,
+) -> Path:
+    """Write a model of 2 layers in the sentence-transformers layout, a BERT by default.
+
+    Its weights are large enough for attention and positions to matter to every vector.
+    """
     tokenizer = _word_pieces()
-    _save_tokenizer(tokenizer, directory, pad_token="[PAD]")
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    _save_tokenizer(tokenizer, directory, **special)
     torch.manual_seed(seed)
-    BertModel(
-        BertConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-        )
-    ).save_pretrained(directory)
-    _write(
-        directory / "1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": pooling}
-    )
-    _write(
-        directory / "modules.json",
-        [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {
-                "idx": 1,
-                "name": "1",
-                "path": "1_Pooling",
-                "type": "sentence_transformers.models.Pooling",
-            },
-            {
-                "idx": 2,
-                "name": "2",
-                "path": "2_Normalize",
-                "type": "sentence_transformers.models.Normalize",
-            },
-        ],
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    model = AutoModel.from_config(config(**{**shape, **options}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    model.save_pretrained(directory)
+    write_modules(
+        directory,
+        ("Pooling", {"embedding_dimension": width, "pooling_mode": pooling}, {}),
+        ("Normalize", {}, {}),
     )
     _write(directory / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
     return directory
+
+
+def write_modules(
+    directory: Path, *modules: tuple[str, dict[str, Any], dict[str, torch.Tensor]]
+) -> None:
+    """Write what follows a checkpoint's transformer: each module's kind, settings and weights."""
+    listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
+    for index, (kind, settings, weights) in enumerate(modules, start=1):
+        name = f"{index}_{kind}"
+        listed.append(
+            {"idx": index, "name": str(index), "path": name, "type": f"{_MODULES}.{kind}"}
+        )
+        if settings:
+            _write(directory / name / "config.json", settings)
+        if weights:
+            save_file(weights, directory / name / "model.safetensors")
+    _write(directory / "modules.json", listed)
 
 
 def _byte_level(specials: list[str]) -> Tokenizer:

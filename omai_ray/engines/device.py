@@ -19,11 +19,21 @@ def choose_device(num_gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in: `auto` is float32 on a CPU, bfloat16 on a GPU."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return _DTYPES[dtype]
+def choose_dtype(dtype: Dtype, device: torch.device, *, bfloat16_cpu: bool) -> torch.dtype:
+    """Return the dtype to compute in: `auto` is bfloat16 on a GPU, and float32 on a CPU.
+
+    bfloat16_cpu: `auto` is bfloat16 on a CPU too, where it has the arithmetic.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    halved = device.type != "cpu" or (bfloat16_cpu and has_bfloat16())
+    return torch.bfloat16 if halved else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Tell whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def limit_threads(num_cpus: float) -> None:

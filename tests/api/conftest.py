@@ -230,7 +230,8 @@ def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingEngine:
     """Return a small random embedding model, loaded."""
     directory = save_embedding_checkpoint(tmp_path_factory.mktemp("embedding"))
-    return EmbeddingEngine(ModelSpec(name="emb", task="embedding", source=str(directory)))
+    spec = ModelSpec(name="emb", task="embedding", source=str(directory), dtype="float32")
+    return EmbeddingEngine(spec)
 
 
 @pytest.fixture

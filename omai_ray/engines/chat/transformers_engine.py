@@ -105,7 +105,7 @@ class TransformersEngine:
         device = choose_device(self._spec.num_gpus)
         model = AutoModelForCausalLM.from_pretrained(
             self._directory,
-            dtype=choose_dtype(self._spec.dtype, device),
+            dtype=choose_dtype(self._spec.dtype, device, bfloat16_cpu=False),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -1,33 +1,41 @@
 """Requests from many callers, embedded together by one owned thread.
 
-It starts at once when idle; what queued meanwhile forms the next batch, so nobody waits for a
-timer. A batch is bounded in tokens.
+It starts at once when idle; what queued meanwhile forms the next step, so nobody waits for a
+timer. A step is bounded in tokens, and everyone who waits has a share of it: a request of
+thousands of inputs is spread over many steps and does not hold up one of a single input.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.encoder import Ids
+from omai_ray.engines.embedding.engine import TOKEN_BUDGET, EmbeddingEngine, Vectors
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
-BATCH_TOKENS = 16_384
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
-    inputs: Sequence[Sequence[int]]
-    tokens: int
+    """A caller's inputs. Those before `taken` are in a step or done; `left` are not done."""
+
+    inputs: list[Ids]
+    vectors: Vectors
+    left: int
+    taken: int = 0
     future: Future[Vectors] = field(default_factory=Future)
+
+
+_Share = tuple[_Request, int]  # one input of a request, by its index
 
 
 class EmbeddingBatcher:
@@ -38,22 +46,29 @@ class EmbeddingBatcher:
 
     def __init__(self, engine: EmbeddingEngine, max_queued: int) -> None:
         self._engine = engine
-        self._queue: queue.Queue[_Request] = queue.Queue(maxsize=max_queued)
+        self._max_queued = max_queued
+        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> Vectors:
         """Return float32 [N, D] for N inputs of token ids; errors as EmbeddingEngine.embed_ids.
 
-        A caller that is cancelled while waiting is dropped from the queue.
+        The inputs of a caller that is cancelled are dropped, those of a running step excepted.
         """
-        request = _Request(inputs, sum(map(len, inputs)))
-        try:
-            self._queue.put_nowait(request)
-        except queue.Full:
-            raise Overloaded(
-                f"The model has {self._queue.maxsize} requests waiting. Please try again later.",
-            ) from None
+        arrays = self._engine.check(inputs)
+        vectors = np.empty((len(arrays), self._engine.dimension), dtype=np.float32)
+        if not arrays:
+            return vectors
+        request = _Request(arrays, vectors, len(arrays))
+        with self._changed:
+            if len(self._waiting) >= self._max_queued:
+                raise Overloaded(
+                    f"The model has {self._max_queued} requests waiting. Please try again later.",
+                )
+            self._waiting.append(request)
+            self._changed.notify()
         return await asyncio.wrap_future(request.future)
 
     def check_health(self) -> None:
@@ -62,46 +77,69 @@ class EmbeddingBatcher:
             raise ServerError("the embedding engine's thread is not running")
 
     def _run(self) -> None:
-        carried: _Request | None = None
         while True:
-            batch, carried = self._next_batch(carried or self._queue.get())
-            live = [r for r in batch if r.future.set_running_or_notify_cancel()]
-            if live:
-                self._embed(live)
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting))
+                step = self._next_step()
+            if step:
+                self._embed(step)
 
-    def _next_batch(self, first: _Request) -> tuple[list[_Request], _Request | None]:
-        """Take what is queued, up to the token bound; the one that did not fit comes second."""
-        batch, tokens = [first], first.tokens
-        while True:
-            try:
-                request = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, None
-            if tokens + request.tokens > BATCH_TOKENS:
-                return batch, request
-            batch.append(request)
-            tokens += request.tokens
+    def _next_step(self) -> list[_Share]:
+        """Take turns among the waiting: an equal share of the step's tokens each, or one input.
 
-    def _embed(self, batch: list[_Request]) -> None:
-        """Answer every request; one that fails alone does not fail its neighbours."""
+        What the small ones leave goes to the others in another turn. A request whose inputs are
+        all taken waits no longer; those that got nothing come first in the next step.
+        """
+        waiting = [r for r in self._waiting if not r.future.done()]
+        step: list[_Share] = []
+        room = TOKEN_BUDGET
+        taken = True
+        while waiting and taken:
+            taken = False
+            share = room // len(waiting)
+            for request in waiting:
+                own = 0
+                while request.taken < len(request.inputs):
+                    size = len(request.inputs[request.taken])
+                    if (step and size > room) or (own and own + size > share):
+                        break
+                    step.append((request, request.taken))
+                    request.taken += 1
+                    own += size
+                    room -= size
+                    taken = True
+            waiting = [r for r in waiting if r.taken < len(r.inputs)]
+        served = {id(request) for request, _ in step}
+        self._waiting = deque(sorted(waiting, key=lambda request: id(request) in served))
+        return step
+
+    def _embed(self, step: list[_Share]) -> None:
+        """Answer what a step completes; an input that fails alone fails its own request only."""
         try:
-            vectors = self._engine.embed_ids([ids for r in batch for ids in r.inputs])
+            vectors = self._engine.embed_arrays([request.inputs[index] for request, index in step])
         except Exception as error:  # handed to the caller it belongs to
-            self._embed_failed(batch, error)
+            self._embed_failed(step, error)
             return
-        starts = np.cumsum([len(r.inputs) for r in batch])[:-1]
-        for request, part in zip(batch, np.split(vectors, starts), strict=True):
-            request.future.set_result(part)
+        for (request, index), vector in zip(step, vectors, strict=True):
+            request.vectors[index] = vector
+            request.left -= 1
+            if request.left == 0 and _is_awaited(request):
+                request.future.set_result(request.vectors)
 
-    def _embed_failed(self, batch: list[_Request], error: Exception) -> None:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            self._embed(batch[:middle])
-            self._embed(batch[middle:])
-        elif isinstance(error, OMAiError):
-            batch[0].future.set_exception(error)
-        else:
+    def _embed_failed(self, step: list[_Share], error: Exception) -> None:
+        if len(step) > 1:
+            middle = len(step) // 2
+            self._embed(step[:middle])
+            self._embed(step[middle:])
+            return
+        ((request, _),) = step
+        if not isinstance(error, OMAiError):
             _log.error("a batch could not be embedded", exc_info=error)
-            batch[0].future.set_exception(
-                ServerError("The model could not embed the input. Please try again.")
-            )
+            error = ServerError("The model could not embed the input. Please try again.")
+        if _is_awaited(request):
+            request.future.set_exception(error)
+
+
+def _is_awaited(request: _Request) -> bool:
+    """Tell whether a caller still waits; it cannot leave any more once this was asked."""
+    return not request.future.done() and request.future.set_running_or_notify_cancel()

@@ -101,7 +101,8 @@ def test_every_row_has_the_vector_that_the_engine_gives_it_alone(
         ModelSpec(name="m", task="embedding", source="builtin:all-minilm-l6-v2")
     )
     alone = np.concatenate([engine.embed_ids([ids]) for ids in engine.tokenize(texts)])
-    np.testing.assert_allclose(vectors, alone, atol=2e-6)
+    exact = engine.provenance["dtype"] == "float32"  # on a CPU without bfloat16
+    np.testing.assert_allclose(vectors, alone, atol=2e-6 if exact else 5e-3)
     assert (report.rows_read, report.rows_written, report.rows_dead) == (ROWS + 1, ROWS, 1)
     assert (report.units_done, report.actors) == (UNITS, 2)
     assert report.tokens == sum(map(len, engine.tokenize(table["text"].to_pylist())))

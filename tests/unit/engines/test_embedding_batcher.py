@@ -3,14 +3,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.engines.embedding.batcher import BATCH_TOKENS, EmbeddingBatcher
-from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.batcher import EmbeddingBatcher
+from omai_ray.engines.embedding.encoder import Ids
+from omai_ray.engines.embedding.engine import TOKEN_BUDGET, EmbeddingEngine, Vectors
 from omai_ray.errors import InvalidRequest, Overloaded, ServerError
 from tests.checkpoints import save_embedding_checkpoint
 
@@ -24,14 +25,15 @@ class Held(EmbeddingEngine):
         self.entered = threading.Semaphore(0)
         self.allowed = threading.Event()
         self.broken = False
+        self.poison: int | None = None
 
-    def embed_ids(self, inputs: Sequence[Sequence[int]]) -> Vectors:
-        self.batches.append([list(ids) for ids in inputs])
+    def embed_arrays(self, arrays: list[Ids]) -> Vectors:
+        self.batches.append([ids.tolist() for ids in arrays])
         self.entered.release()
         self.allowed.wait()
-        if self.broken:
+        if self.broken or any(self.poison in ids for ids in arrays):
             raise RuntimeError("canary-in-exception")
-        return super().embed_ids(inputs)
+        return super().embed_arrays(arrays)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Held:
 @pytest.fixture
 def engine(loaded: Held) -> Iterator[Held]:
     """Return it as new; it runs on at the end, so that no thread stays behind."""
-    loaded.batches, loaded.broken = [], False
+    loaded.batches, loaded.broken, loaded.poison = [], False, None
     loaded.entered, loaded.allowed = threading.Semaphore(0), threading.Event()
     yield loaded
     loaded.allowed.set()
@@ -76,33 +78,79 @@ async def test_what_queues_meanwhile_is_one_batch_and_each_gets_its_own(engine: 
     results = await asyncio.gather(first, *tasks)
     assert engine.batches == [[[5]], [ids for request in requests for ids in request]]
     for inputs, vectors in zip([[[5]], *requests], results, strict=True):
-        expected = EmbeddingEngine.embed_ids(engine, inputs)
+        expected = engine.embed_ids(inputs)
         np.testing.assert_allclose(expected, vectors, atol=1e-5)
 
 
-async def test_a_batch_is_bounded_in_tokens(engine: Held) -> None:
-    """The request that does not fit begins the next batch."""
+async def test_a_step_is_bounded_in_tokens_and_a_large_request_holds_up_nobody(
+    engine: Held,
+) -> None:
+    """The large one is spread over steps; a small one that comes later is in the next."""
     batcher = EmbeddingBatcher(engine, max_queued=10)
     first = await busy(batcher, engine)
-    half = [[5] * 32] * (BATCH_TOKENS // 64)
-    tasks = await queued(batcher, half, half, [[6]])
+    inputs = TOKEN_BUDGET // 32
+    large, small = await queued(batcher, [[5] * 32] * (3 * inputs), [[6]])
+    engine.allowed.set()
+    vectors = await small
+    assert not large.done()
+    assert (await large).shape == (3 * inputs, 32)
+    await first
+    assert vectors.shape == (1, 32)
+    assert [6] in engine.batches[1]
+    assert all(sum(map(len, batch)) <= TOKEN_BUDGET for batch in engine.batches)
+    assert [1, inputs, inputs, inputs, 1] == [len(batch) for batch in engine.batches]
+
+
+async def test_a_step_is_shared_equally_and_filled(engine: Held) -> None:
+    """Two large requests have half each; what a small one leaves is theirs."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    count = TOKEN_BUDGET // 32
+    tasks = await queued(batcher, [[5] * 32] * count, [[6] * 32] * count, [[7] * 32] * 4)
     engine.allowed.set()
     await asyncio.gather(first, *tasks)
-    assert [1, len(half) * 2, 1] == [len(batch) for batch in engine.batches]
+    firsts = [ids[0] for ids in engine.batches[1]]
+    assert [count // 2 - 2, count // 2 - 2, 4] == [firsts.count(token) for token in (5, 6, 7)]
+    assert [1, count, count, 4] == [len(batch) for batch in engine.batches]
 
 
-async def test_one_bad_input_fails_alone(engine: Held) -> None:
-    """Its neighbours in the batch are answered; the error counts from its own inputs."""
+async def test_many_long_inputs_share_a_step(engine: Held) -> None:
+    """An input above a caller's share is still taken while there is room, in order of arrival."""
+    batcher = EmbeddingBatcher(engine, max_queued=300)
+    first = await busy(batcher, engine)
+    waiting = 2 * TOKEN_BUDGET // 32
+    tasks = await queued(batcher, *([[5] * 31 + [n % 7 + 5]] for n in range(waiting)))
+    engine.allowed.set()
+    await asyncio.gather(first, *tasks)
+    assert [1, waiting // 2, waiting // 2] == [len(batch) for batch in engine.batches]
+
+
+async def test_a_bad_input_is_refused_before_it_queues(engine: Held) -> None:
+    """Its neighbours are answered; the error counts from its own inputs."""
     batcher = EmbeddingBatcher(engine, max_queued=10)
     first = await busy(batcher, engine)
     good, bad, long, last = await queued(batcher, [[6]], [[7], [10**6]], [[5] * 49], [[8]])
-    engine.allowed.set()
-    await first
     with pytest.raises(InvalidRequest, match="input 1 has a token id outside"):
         await bad
     with pytest.raises(InvalidRequest, match="input 0 has 49 tokens"):
         await long
+    engine.allowed.set()
+    await first
     assert (await good).shape == (await last).shape == (1, 32)
+
+
+async def test_an_input_that_breaks_the_model_fails_its_own_request_only(engine: Held) -> None:
+    """A failed step is halved until the culprit is alone, even where a request has two."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    first = await busy(batcher, engine)
+    good, poisoned, last = await queued(batcher, [[6], [7]], [[8], [66], [66], [9]], [[10]])
+    engine.poison = 66
+    engine.allowed.set()
+    await first
+    with pytest.raises(ServerError):
+        await poisoned
+    assert ((await good).shape, (await last).shape) == ((2, 32), (1, 32))
+    batcher.check_health()
 
 
 async def test_an_unexpected_failure_reaches_every_caller_without_its_text(

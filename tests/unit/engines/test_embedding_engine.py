@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 from pathlib import Path
@@ -8,13 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    Qwen3Config,
+    RobertaConfig,
+    T5Config,
+)
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.embedding.engine import EmbeddingEngine
-from omai_ray.engines.embedding.pooling import POOLS, read_head
+from omai_ray.engines.embedding.head import POOLS, read_head
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong, InvalidRequest
-from tests.checkpoints import save_embedding_checkpoint
+from tests.checkpoints import save_embedding_checkpoint, write_modules
 
 pytestmark = pytest.mark.filterwarnings("default")  # what sentence-transformers warns of is its own
 
@@ -31,9 +46,16 @@ TEXTS = [
 ]
 
 
+Module = tuple[str, dict[str, Any], dict[str, torch.Tensor]]
+MIXED = ["Hello", "the quick brown fox jumps over", "dog dog", "", "fox " * 30, "Hello dog"]
+POOLING: Module = ("Pooling", {"embedding_dimension": 32, "pooling_mode": "mean"}, {})
+DENSE = {"linear.weight": torch.ones(8, 32)}
+
+
 def spec(source: Path | str, **fields: Any) -> ModelSpec:
-    """Return the catalog entry of an embedding model."""
-    return ModelSpec(name="m", task="embedding", source=str(source), **fields)
+    """Return the catalog entry of an embedding model that computes in float32."""
+    options = {"dtype": "float32", **fields}
+    return ModelSpec(name="m", task="embedding", source=str(source), **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +85,198 @@ def test_vectors_equal_sentence_transformers(minilm: EmbeddingEngine) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", POOLS)
+def assert_equals_sentence_transformers(
+    directory: Path, texts: list[str] = MIXED, **fields: Any
+) -> EmbeddingEngine:
+    """Check that vectors of texts of mixed lengths are those of the reference library."""
+    engine = EmbeddingEngine(spec(directory, **fields))
+    options = {"prompt_name": fields["prompt"]} if "prompt" in fields else {}
+    model = SentenceTransformer(str(directory), device="cpu")
+    expected = model.encode(texts, batch_size=len(texts), **options)
+    vectors = embed(engine, texts)
+    assert vectors.shape == expected.shape
+    np.testing.assert_allclose(expected, vectors, atol=2e-5 * np.abs(expected).max())
+    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(vectors, axis=1)
+    assert ((expected * vectors).sum(1) / lengths).min() >= 0.99999
+    assert np.ptp(vectors, axis=0).max() > 1e-2  # the texts' vectors differ at all
+    return engine
+
+
+@pytest.mark.parametrize(
+    "pooling", [*POOLS, ["mean", "max"], ["lasttoken", "cls", "mean"]], ids=str
+)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_each_pooling_equals_sentence_transformers(
-    tmp_path: Path, pooling: str, normalize: bool
+    tmp_path: Path, pooling: str | list[str], normalize: bool
 ) -> None:
-    """With padding in the batch, normalised or not."""
+    """One mode or several side by side, normalised or not."""
     save_embedding_checkpoint(tmp_path, pooling=pooling)
     if not normalize:
-        modules = json.loads((tmp_path / "modules.json").read_text(encoding="utf-8"))
-        (tmp_path / "modules.json").write_text(json.dumps(modules[:2]), encoding="utf-8")
-    texts = ["Hello", "the quick brown fox jumps over", "dog dog"]
-    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
-    np.testing.assert_allclose(expected, embed(EmbeddingEngine(spec(tmp_path)), texts), atol=1e-5)
+        rewrite(tmp_path / "modules.json", lambda modules: modules[:2])
+    assert assert_equals_sentence_transformers(tmp_path)._encoder.packs
+
+
+ARCHITECTURES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "bert": (BertConfig, {}),
+    "roberta": (RobertaConfig, {"max_position_embeddings": 66}),
+    "distilbert": (
+        DistilBertConfig,
+        {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
+    ),
+    "albert": (AlbertConfig, {"embedding_size": 16}),
+    "electra": (ElectraConfig, {"embedding_size": 16}),
+    "modernbert": (
+        ModernBertConfig,
+        {
+            "local_attention": 8,
+            "global_attn_every_n_layers": 2,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+        },
+    ),
+    "qwen3": (Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
+    "llama": (LlamaConfig, {"num_key_value_heads": 2}),
+    "mistral-window": (MistralConfig, {"num_key_value_heads": 2, "sliding_window": 6}),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architecture_is_packed_and_equals_sentence_transformers(
+    tmp_path: Path, name: str
+) -> None:
+    """Absolute, offset and rotary positions, sliding windows, causal decoders, shared heads."""
+    config, options = ARCHITECTURES[name]
+    pooling = "lasttoken" if "num_key_value_heads" in options else "mean"
+    save_embedding_checkpoint(tmp_path, config=config, pooling=pooling, **options)
+    assert assert_equals_sentence_transformers(tmp_path)._encoder.packs
+
+
+def test_left_padding_changes_nothing(tmp_path: Path) -> None:
+    """As Qwen3's embedders state it: here nothing is padded."""
+    config, options = ARCHITECTURES["qwen3"]
+    save_embedding_checkpoint(tmp_path, config=config, pooling="lasttoken", **options)
+    rewrite(tmp_path / "tokenizer_config.json", lambda c: {**c, "padding_side": "left"})
+    assert_equals_sentence_transformers(tmp_path)
+
+
+def test_what_cannot_be_packed_runs_on_padded_batches_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MPNet computes its position bias itself; its vectors are right all the same."""
+    save_embedding_checkpoint(
+        tmp_path, config=MPNetConfig, max_position_embeddings=66, pad_token_id=1
+    )
+    with caplog.at_level(logging.WARNING):
+        engine = assert_equals_sentence_transformers(tmp_path)
+    assert not engine._encoder.packs
+    said = [record.getMessage() for record in caplog.records if "padded batches" in record.message]
+    assert len(said) == 1
+
+
+def test_an_encoder_of_an_encoder_decoder_is_used_alone(tmp_path: Path) -> None:
+    """As sentence-t5 and GTR are."""
+    save_embedding_checkpoint(
+        tmp_path,
+        config=T5Config,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    assert_equals_sentence_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["Tanh", "Identity", "ReLU", "GELU"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_modules_after_pooling_equal_sentence_transformers(
+    tmp_path: Path, activation: str, residual: bool
+) -> None:
+    """Dense with each activation and a residual, LayerNorm, Normalize, Dropout."""
+    save_embedding_checkpoint(tmp_path)
+    shutil.rmtree(tmp_path / "2_Normalize", ignore_errors=True)
+    torch.manual_seed(0)
+    dense = {"linear.weight": torch.randn(24, 32), "linear.bias": torch.randn(24)}
+    if residual:
+        dense["residual.weight"] = torch.randn(24, 32)
+    settings = {
+        "in_features": 32,
+        "out_features": 24,
+        "bias": True,
+        "activation_function": f"torch.nn.modules.activation.{activation}",
+        "use_residual": residual,
+    }
+    if activation == "Identity":
+        settings["activation_function"] = "torch.nn.modules.linear.Identity"
+    norm = {"norm.weight": torch.randn(24), "norm.bias": torch.randn(24)}
+    write_modules(
+        tmp_path,
+        POOLING,
+        ("Dropout", {"dropout": 0.1}, {}),
+        ("Dense", settings, dense),
+        ("LayerNorm", {"dimension": 24}, norm),
+        ("Normalize", {}, {}),
+    )
+    assert assert_equals_sentence_transformers(tmp_path).dimension == 24
+
+
+@pytest.mark.parametrize("pooling", POOLS)
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("prompt", [None, "query"])
+def test_prompts_equal_sentence_transformers(
+    tmp_path: Path, pooling: str, include_prompt: bool, prompt: str | None
+) -> None:
+    """The default one or the one that the entry names, pooled or left out of the pooling."""
+    save_embedding_checkpoint(tmp_path, pooling=pooling)
+    rewrite(tmp_path / "1_Pooling/config.json", lambda c: {**c, "include_prompt": include_prompt})
+    prompts = {"query": "the fox jumps: ", "passage": "dog dog "}
+    (tmp_path / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": prompts, "default_prompt_name": "passage"})
+    )
+    chosen = {"prompt": prompt} if prompt else {}
+    texts = [text for text in MIXED if text]  # of a lone prompt left out, nothing is there to pool
+    engine = assert_equals_sentence_transformers(tmp_path, texts, **chosen)
+    # Token ids that do not begin with the prompt are pooled whole.
+    ids = [[2, 9, 8, 7, 3], [2, 3]]
+    rewrite(tmp_path / "1_Pooling/config.json", lambda c: {**c, "include_prompt": True})
+    plain = EmbeddingEngine(spec(tmp_path))
+    np.testing.assert_allclose(plain.embed_ids(ids), engine.embed_ids(ids), atol=1e-5)
+
+
+def test_a_bare_encoder_needs_a_stated_pooling(tmp_path: Path) -> None:
+    """The entry says what the checkpoint does not; both at once is refused."""
+    layout = save_embedding_checkpoint(tmp_path / "layout", pooling="cls")
+    expected = embed(EmbeddingEngine(spec(layout)), MIXED)
+    bare = shutil.copytree(layout, tmp_path / "bare")
+    (bare / "modules.json").unlink()
+    vectors = embed(EmbeddingEngine(spec(bare, pooling="cls")), MIXED)
+    np.testing.assert_allclose(expected, vectors, atol=1e-5)
+    longer = embed(EmbeddingEngine(spec(bare, pooling="cls", normalize=False)), MIXED)
+    assert np.linalg.norm(longer, axis=1).min() > 1.01
+    with pytest.raises(CheckpointError, match="its pooling is unknown; give `pooling`"):
+        EmbeddingEngine(spec(bare))
+    with pytest.raises(ConfigError, match=r"pooling is given, and .* states its own"):
+        EmbeddingEngine(spec(layout, pooling="cls"))
+
+
+def test_a_prompt_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> None:
+    """By name, with those it has."""
+    save_embedding_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match=r"prompt 'query' is not among .*\(none\)"):
+        EmbeddingEngine(spec(tmp_path, prompt="query"))
+
+
+def test_an_encoder_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
+    """The older layout, 0_Transformer."""
+    save_embedding_checkpoint(tmp_path)
+    folder = tmp_path / "0_Transformer"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).rename(folder / name)
+    (tmp_path / "sentence_bert_config.json").rename(folder / "sentence_bert_config.json")
+    rewrite(tmp_path / "modules.json", lambda m: [{**m[0], "path": "0_Transformer"}, *m[1:]])
+    assert assert_equals_sentence_transformers(tmp_path).context == 48
 
 
 def test_order_is_kept_and_batch_mates_do_not_matter(small: EmbeddingEngine) -> None:
@@ -141,6 +342,30 @@ def test_the_fingerprint_is_of_all_that_decides_a_vector(tmp_path: Path) -> None
     assert prints[0] == EmbeddingEngine(spec(same)).fingerprint
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close_to_float32(tmp_path: Path, name: str, dtype: str) -> None:
+    """Packed all the same, and pooled in float32."""
+    config, options = ARCHITECTURES[name]
+    save_embedding_checkpoint(tmp_path, config=config, **options)
+    engine = EmbeddingEngine(spec(tmp_path, dtype=dtype))
+    expected, vectors = embed(EmbeddingEngine(spec(tmp_path)), MIXED), embed(engine, MIXED)
+    assert engine._encoder.packs
+    assert vectors.dtype == np.float32
+    assert 0.99 <= (expected * vectors).sum(1).min() < 1.00001
+
+
+@pytest.mark.parametrize("halved", [True, False])
+def test_a_cpu_with_bfloat16_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved: bool
+) -> None:
+    """Where the entry leaves the dtype open, and the CPU need not emulate it."""
+    save_embedding_checkpoint(tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": halved})
+    engine = EmbeddingEngine(spec(tmp_path, dtype="auto"))
+    assert engine.provenance["dtype"] == ("bfloat16" if halved else "float32")
+
+
 def rewrite(path: Path, change: Any) -> None:
     """Change a JSON file."""
     value = json.loads(path.read_text(encoding="utf-8"))
@@ -158,38 +383,53 @@ def test_a_checkpoint_without_modules_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_module_is_refused_by_name(tmp_path: Path) -> None:
     """A module left out would change every vector."""
     save_embedding_checkpoint(tmp_path)
-    dense = {"idx": 3, "name": "3", "path": "3", "type": "sentence_transformers.models.Dense"}
-    rewrite(tmp_path / "modules.json", lambda modules: [*modules, dense])
-    with pytest.raises(CheckpointError, match=r"models\.Dense' is not supported"):
-        read_head(tmp_path)
+    write_modules(tmp_path, POOLING, ("CNN", {"kernel": 3}, {}))
+    with pytest.raises(CheckpointError, match=r"module 'CNN' is not supported .*Dense"):
+        read_head(tmp_path, 32)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("modules", "words"),
     [
-        lambda _: {"pooling_mode": "weightedmean"},
-        lambda _: {},
-        lambda _: {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        ([("Normalize", {}, {})], "has no Pooling"),
+        ([("Normalize", {}, {}), POOLING], "must come once, before"),
+        ([POOLING, POOLING], "must come once, before"),
+        ([("Pooling", {"pooling_mode": "median"}, {})], "pooling 'median' is not supported"),
+        ([("Pooling", {"pooling_mode": ["mean", "x"]}, {})], "pooling 'mean, x' is not supported"),
+        ([("Pooling", {"embedding_dimension": 32}, {})], "pooling 'none' is not supported"),
+        (
+            [("Pooling", {"pooling_mode": "cls", "word_embedding_dimension": 99}, {})],
+            "pools vectors of 99, the encoder gives 32",
+        ),
+        ([POOLING, ("Dense", {"bias": False}, {})], r"no model\.safetensors"),
+        (
+            [POOLING, ("Dense", {"bias": False}, {"linear.weight": torch.ones(8, 31)})],
+            r"weight is \(8, 31\), must take vectors of 32",
+        ),
+        (
+            [POOLING, ("Dense", {"activation_function": "os.system"}, DENSE)],
+            "activation_function 'os.system' is not supported",
+        ),
+        (
+            [POOLING, ("Dense", {"activation_function": "torch.nn.Linear"}, DENSE)],
+            "activation_function 'torch.nn.Linear' is not supported",
+        ),
+        (
+            [POOLING, ("Dense", {"module_input_name": "token_embeddings"}, DENSE)],
+            "module_input_name 'token_embeddings' is not supported",
+        ),
+        ([POOLING, ("LayerNorm", {"dimension": 32}, DENSE)], "LayerNorm must have weights"),
     ],
 )
-def test_a_pooling_that_is_not_known_is_refused(tmp_path: Path, change: Any) -> None:
-    """Another kind, none at all, or two at once."""
+def test_a_head_that_cannot_be_built_is_refused(
+    tmp_path: Path, modules: list[Module], words: str
+) -> None:
+    """At load, naming what is wrong."""
     save_embedding_checkpoint(tmp_path)
-    rewrite(tmp_path / "1_Pooling/config.json", change)
-    with pytest.raises(CheckpointError, match="is not supported"):
-        read_head(tmp_path)
-
-
-def test_a_prompt_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
-    """Pooling it all the same would give other vectors; without a prompt nothing is left out."""
-    save_embedding_checkpoint(tmp_path)
-    rewrite(tmp_path / "1_Pooling/config.json", lambda c: {**c, "include_prompt": False})
-    assert read_head(tmp_path).pooling == "mean"
-    (tmp_path / "config_sentence_transformers.json").write_text(
-        json.dumps({"prompts": {"query": "query: "}, "default_prompt_name": "query"})
-    )
-    with pytest.raises(CheckpointError, match="leaving the prompt out"):
-        read_head(tmp_path)
+    shutil.rmtree(tmp_path / "1_Pooling")
+    write_modules(tmp_path, *modules)
+    with pytest.raises(CheckpointError, match=words):
+        EmbeddingEngine(spec(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[5]", '[{"idx": 0}]', "5"])
@@ -198,7 +438,7 @@ def test_modules_that_are_no_list_of_modules_are_refused(tmp_path: Path, text: s
     save_embedding_checkpoint(tmp_path)
     (tmp_path / "modules.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"modules\.json"):
-        read_head(tmp_path)
+        read_head(tmp_path, 32)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
