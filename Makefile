@@ -35,11 +35,11 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
-bench-setup: .venv-bench/.installed
+bench-setup: .venv-bench/peers/.installed .venv-bench/infinity/.installed
 
-.venv-bench/.installed: benchmarks/requirements.txt
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+.venv-bench/%/.installed: benchmarks/requirements/%.txt
+	$(PYTHON) -m venv .venv-bench/$*
+	.venv-bench/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 clean:

@@ -118,8 +118,8 @@ class Encoder:
             why = f"{type(error).__name__}: {error}"
         self._model.set_attn_implementation(usual)
         _log.warning(
-            "this model runs on padded batches, more slowly than without padding: %s",
+            "a %s runs on padded batches, more slowly than without padding: %s",
+            self._model.config.model_type,
             why,
-            extra={"model_type": self._model.config.model_type},
         )
         return False
