@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe, hash_files
@@ -98,17 +99,17 @@ class EmbeddingEngine:
         packing = Packing(lengths, self._device)
         hidden = self._encoder(inputs, packing)
         counts = torch.from_numpy(lengths).to(self._device)
-        skipped = torch.from_numpy(self._prompt_tokens(inputs)).to(self._device)
+        skipped = self._prompt_tokens(inputs)
         vectors: Vectors = self._head(hidden, counts, packing.positions, skipped).cpu().numpy()
         return vectors
 
-    def _prompt_tokens(self, inputs: list[Ids]) -> npt.NDArray[np.int64]:
+    def _prompt_tokens(self, inputs: list[Ids]) -> Tensor | None:
         """Return how many tokens at the start of each input are a prompt that is not pooled."""
         width = len(self._unpooled)
         if not width:
-            return np.zeros(len(inputs), dtype=np.int64)
+            return None
         prompted = [np.array_equal(ids[:width], self._unpooled) for ids in inputs]
-        return np.asarray(prompted, dtype=np.int64) * width
+        return torch.tensor(prompted, device=self._device) * width
 
     @cached_property
     def fingerprint(self) -> str:

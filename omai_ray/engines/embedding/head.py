@@ -96,15 +96,17 @@ class Head:
     described: tuple[Any, ...]
     dimension: int
 
-    def __call__(self, hidden: Tensor, lengths: Tensor, places: Tensor, skipped: Tensor) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, lengths: Tensor, places: Tensor, skipped: Tensor | None
+    ) -> Tensor:
         """Return float32 [N, D] for hidden [T, W], the vectors of N sequences end to end.
 
         lengths: int64 [N]. places: int64 [T], where each token stands in its sequence, from 0.
-        skipped: int64 [N], tokens at the start of each sequence that pooling leaves out; a
-        sequence that is nothing else keeps its last.
+        skipped: int64 [N], tokens at the start of each sequence that pooling leaves out, or None
+        for none at all; a sequence that is nothing else keeps its last.
         """
         hidden = hidden.float()
-        if bool(skipped.any()):
+        if skipped is not None:
             skipped = skipped.minimum(lengths - 1)
             kept = places >= skipped.repeat_interleave(lengths)
             hidden, lengths, places = hidden[kept], lengths - skipped, places[kept]

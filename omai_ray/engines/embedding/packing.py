@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 IMPLEMENTATION = "omai_packed"
+_UNSUPPORTED = ("softcap", "position_bias", "s_aux")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -97,7 +98,7 @@ def packed_attention(
     query [1, H, T, D]; key and value [1, K, T, D], H a multiple of K. Returns [1, T, H, D].
     Raises CannotPackError where the model asks for what is not supported here.
     """
-    unsupported = [name for name in ("softcap", "position_bias", "s_aux") if _given(options, name)]
+    unsupported = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if packing is None or attention_mask is not None or unsupported:
         raise CannotPackError(f"its attention uses {', '.join(unsupported) or 'a mask of its own'}")
     if is_causal is None:
@@ -151,10 +152,6 @@ def _varlen(
     )
     out: Tensor = attended.unsqueeze(0)
     return out
-
-
-def _given(options: dict[str, Any], name: str) -> bool:
-    return options.get(name) is not None
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
