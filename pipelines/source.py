@@ -47,8 +47,9 @@ def find_files(source: str) -> list[InputFile]:
 
 def check_apart(source: str, output: Path) -> None:
     """Raise ConfigError where the output lies among the input's files, to be read as input."""
-    root, _ = _root(source)
-    if output.resolve().is_relative_to(root.resolve()) and not Path(source).is_file():
+    root, is_glob = _root(source)
+    many = is_glob or Path(source).is_dir()  # what is not there is find_files' to refuse
+    if many and output.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"output {output} lies inside the input {source}; choose another")
 
 

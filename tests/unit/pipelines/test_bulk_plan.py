@@ -164,3 +164,4 @@ def test_an_output_inside_the_input_is_refused(write_corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match="inside the input"):
         check_apart(str(root), root / "out")
     check_apart(str(root), root.parent / "out")
+    check_apart(str(root / "missing"), root / "out")  # find_files says what is wrong with it
