@@ -182,6 +182,7 @@ def _quantized(model: str, graph: Any) -> Any:
 RUNNERS: dict[str, tuple[Callable[[str, str], Embed], str]] = {
     "omai_ray": (omai_ray, "float32"),
     "omai_ray_bf16": (omai_ray, "bfloat16"),
+    "omai_ray_int8": (omai_ray, "int8"),
     "sentence_transformers": (sentence_transformers, "float32"),
     "sentence_transformers_bf16": (sentence_transformers, "bfloat16"),
     "infinity": (infinity, "float32"),

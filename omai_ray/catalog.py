@@ -16,7 +16,7 @@ from omai_ray.errors import ConfigError, ModelNotFound
 
 Task = Literal["chat", "embedding"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -55,6 +55,7 @@ class ModelSpec(BaseModel):
     pooling, normalize: how a bare encoder, one that is not in the sentence-transformers layout,
     makes a sentence's vector; the layout states its own.
     prompt: the name of the checkpoint's prompt to put before texts, instead of its default one.
+    dtype: of the arithmetic; int8 is for embedding models on a CPU.
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
     """
@@ -79,6 +80,12 @@ class ModelSpec(BaseModel):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     replicas: Replicas = Replicas()
+
+    @model_validator(mode="after")
+    def _supported(self) -> ModelSpec:
+        if self.dtype == "int8" and self.task != "embedding":
+            raise ValueError("dtype int8 is for embedding models only")
+        return self
 
 
 class Catalog:

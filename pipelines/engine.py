@@ -33,6 +33,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def int8_cosine(self) -> str:
+        """How near vectors made in int8 are to float32; empty where they are not in int8."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that decides a vector's value."""
         ...
@@ -58,6 +63,7 @@ class EngineFacts:
     fingerprint: str
     provenance: dict[str, Any]
     dimension: int
+    int8_cosine: str
 
 
 def actor_threads(spec: ModelSpec) -> int:
@@ -79,4 +85,4 @@ def build_engine(spec: ModelSpec) -> Engine:
 
 def describe_engine(engine: Engine) -> EngineFacts:
     """Return the facts of a loaded engine."""
-    return EngineFacts(engine.fingerprint, engine.provenance, engine.dimension)
+    return EngineFacts(engine.fingerprint, engine.provenance, engine.dimension, engine.int8_cosine)

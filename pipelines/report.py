@@ -25,6 +25,7 @@ class Report:
     model: str
     fingerprint: str
     max_dead: float
+    int8_cosine: str = ""
     files: int = 0
     files_dead: int = 0
     units_done: int = 0
@@ -115,7 +116,7 @@ class Report:
         """Return a table for people."""
         lines = [
             ("output", self.output),
-            ("model", f"{self.model} ({self.fingerprint[:12]})"),
+            ("model", f"{self.model} ({self.fingerprint[:12]}){self._int8()}"),
             ("rows read", f"{self.rows_read:,}"),
             ("written", f"{self.rows_written:,} ({self.rows_truncated:,} cut to the context)"),
             ("dead-lettered", f"{self.rows_dead:,}{self._reasons()}"),
@@ -130,6 +131,9 @@ class Report:
             lines.append(("unreadable", f"{self.files_dead:,} of {self.files:,} files"))
         width = max(len(label) for label, _ in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
+
+    def _int8(self) -> str:
+        return f", in int8: cosine to float32 {self.int8_cosine}" if self.int8_cosine else ""
 
     def _reasons(self) -> str:
         if not self.dead_reasons:

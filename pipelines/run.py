@@ -129,6 +129,7 @@ def _execute(
         model=job.model.name,
         fingerprint=facts.fingerprint,
         max_dead=job.max_dead,
+        int8_cosine=facts.int8_cosine,
         files=len(plan.manifest["files"]),
         units_skipped=len(plan.units) - len(plan.pending),
         actors=min(executor.actors, len(plan.pending)),

@@ -22,8 +22,13 @@ def choose_device(num_gpus: float) -> torch.device:
 def choose_dtype(dtype: Dtype, device: torch.device, *, bfloat16_cpu: bool) -> torch.dtype:
     """Return the dtype to compute in: `auto` is bfloat16 on a GPU, and float32 on a CPU.
 
-    bfloat16_cpu: `auto` is bfloat16 on a CPU too, where it has the arithmetic.
+    bfloat16_cpu: `auto` is bfloat16 on a CPU too, where it has the arithmetic. With `int8` it is
+    what the rest is computed in, float32. Raises ConfigError where int8 has no hardware.
     """
+    if dtype == "int8":
+        if device.type != "cpu" or not has_int8():
+            raise ConfigError("dtype int8 needs a CPU with VNNI (and num_gpus: 0); use auto")
+        return torch.float32
     if dtype != "auto":
         return _DTYPES[dtype]
     halved = device.type != "cpu" or (bfloat16_cpu and has_bfloat16())
@@ -34,6 +39,18 @@ def has_bfloat16() -> bool:
     """Tell whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def has_int8() -> bool:
+    """Tell whether the CPU multiplies 8-bit values without their sums overflowing."""
+    found = torch.cpu.get_capabilities()
+    vnni = any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return vnni and has_onednn()
+
+
+def has_onednn() -> bool:
+    """Tell whether this torch has oneDNN, whose operators work on reordered weights."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def limit_threads(num_cpus: float) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omai_ray.engines.embedding.encoder import Ids
-from omai_ray.engines.embedding.engine import TOKEN_BUDGET, EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class EmbeddingBatcher:
         """
         waiting = [r for r in self._waiting if not r.future.done()]
         step: list[_Share] = []
-        room = TOKEN_BUDGET
+        room = self._engine.step_tokens
         taken = True
         while waiting and taken:
             taken = False

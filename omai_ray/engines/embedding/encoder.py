@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-from omai_ray.engines.embedding.packing import IMPLEMENTATION, CannotPackError, Packing
+from omai_ray.engines.device import has_bfloat16, has_onednn
+from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
+from omai_ray.engines.embedding.int8 import observe, quantized
+from omai_ray.engines.embedding.linear import packed
+from omai_ray.engines.embedding.packing import Packing
+from omai_ray.engines.embedding.wiring import Wiring, rewire, watch
 
 Ids = npt.NDArray[np.int64]
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_PROBE_LENGTHS = (7, 3, 3)
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +49,9 @@ class Encoder:
             trust_remote_code=False,
             local_files_only=True,
         )
-        self._model = model.to(device).eval()
+        self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
+        self._dtype = dtype
         text_config = self._model.config.get_text_config()
         self.vocab_size = int(self._model.get_input_embeddings().num_embeddings)
         self.width = int(text_config.hidden_size)
@@ -56,13 +61,50 @@ class Encoder:
         self._typed = "token_type_ids" in accepted
         self._placed = "position_ids" in accepted
         self._position_offset = 0
-        self.packs = self._can_pack(dtype, min(context, self._probe_length(text_config)))
+        self._attends_half = has_bfloat16() and dtype == torch.bfloat16
+        self._probe = self._probe_inputs(min(context, self._probe_length(text_config)))
+        self.packs = self._can_pack()
 
     def __call__(self, inputs: Sequence[Ids], packing: Packing) -> Tensor:
         """Return the last hidden state of every token, [T, D], sequences end to end as packed."""
+        packing.half = self._attends_half
         if self.packs:
             return self._packed(inputs, packing)
         return self._padded(inputs, packing)
+
+    def prepare(self) -> None:
+        """Make linear layers faster on a CPU, their values the same; once, before first use.
+
+        Where they would not be the same, the layers stay as they are, and a warning says so.
+        """
+        multiplied = self._dtype == torch.float32 or self._attends_half
+        if self._device.type != "cpu" or not multiplied or not has_onednn():
+            return
+        before = self._run_probe()
+        wiring = self._watch()
+        replacements = packed(wiring)
+        rewire(self._model, replacements)
+        try:
+            why = "vectors differ" if self._differs(self._run_probe(), before) else ""
+        except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            rewire(self._model, {new: old for old, new in replacements.items()})
+            _log.warning(
+                "the linear layers of a %s cannot be prepared for this CPU, so it is slower: %s",
+                self._model.config.model_type,
+                why,
+            )
+
+    def quantize(self, calibration: Sequence[Ids]) -> None:
+        """Put 8-bit linear layers in the places of float32 ones, once, before first use.
+
+        calibration: inputs whose activations set the scales.
+        """
+        wiring = self._watch()
+        ranges = observe(wiring.linears, lambda: self._run_each(calibration))
+        rewire(self._model, quantized(wiring, ranges))
+        self._attends_half = has_bfloat16()
 
     @torch.inference_mode()
     def _packed(self, inputs: Sequence[Ids], packing: Packing) -> Tensor:
@@ -93,26 +135,44 @@ class Encoder:
         """Return a length at which a sliding window, if the model has one, matters."""
         return 2 * int(getattr(config, "sliding_window", None) or 0) + 9
 
-    def _can_pack(self, dtype: torch.dtype, longest: int) -> bool:
+    def _probe_inputs(self, longest: int) -> list[Ids]:
+        """Return a few random inputs, the first of them the longest."""
+        rng = np.random.default_rng(0)
+        inputs = [rng.integers(0, self.vocab_size, min(n, longest)) for n in (longest, 7, 3, 3)]
+        for ids in inputs:
+            ids[ids == self._pad_id] = (self._pad_id + 1) % self.vocab_size
+        return inputs
+
+    def _run_probe(self) -> Tensor:
+        lengths = np.array([len(ids) for ids in self._probe], dtype=np.int64)
+        return self(self._probe, Packing(lengths, self._device)).float()
+
+    def _run_each(self, inputs: Sequence[Ids]) -> None:
+        for ids in inputs:
+            self([ids], Packing(np.array([len(ids)], dtype=np.int64), self._device))
+
+    def _watch(self) -> Wiring:
+        return watch(self._model, self._run_probe)
+
+    def _differs(self, found: Tensor, expected: Tensor) -> bool:
+        difference = (found - expected).abs().max()
+        return not difference <= _TOLERANCE[self._dtype] * expected.abs().max()
+
+    def _can_pack(self) -> bool:
         """Try the packed attention, and how positions are counted; keep what gives equal vectors.
 
         RoBERTa and its kind count positions from the padding id plus one.
         """
-        lengths = np.array([longest, *(min(n, longest) for n in _PROBE_LENGTHS)], dtype=np.int64)
-        rng = np.random.default_rng(0)
-        inputs = [rng.integers(0, self.vocab_size, n) for n in lengths]
-        for ids in inputs:
-            ids[ids == self._pad_id] = (self._pad_id + 1) % self.vocab_size
-        packing = Packing(lengths, self._device)
-        expected = self._padded(inputs, packing).float()
+        self.packs = False
+        expected = self._run_probe()
         usual = self._model.config._attn_implementation
         why = "its vectors differ from those of padded batches"
+        self.packs = True
         try:
             self._model.set_attn_implementation(IMPLEMENTATION)
             for offset in (0, self._pad_id + 1):
                 self._position_offset = offset
-                found = self._packed(inputs, packing).float()
-                if (found - expected).abs().max() <= _TOLERANCE[dtype] * expected.abs().max():
+                if not self._differs(self._run_probe(), expected):
                     return True
         except (CannotPackError, ValueError, TypeError, IndexError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"

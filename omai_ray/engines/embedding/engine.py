@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,36 +23,57 @@ from omai_ray.engines.checkpoint import check_safe, hash_files
 from omai_ray.engines.device import choose_device, choose_dtype
 from omai_ray.engines.embedding.encoder import Encoder, Ids
 from omai_ray.engines.embedding.head import Head, read_head, stated_head
+from omai_ray.engines.embedding.lanes import Lanes
 from omai_ray.engines.embedding.packing import Packing
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong, InvalidRequest
 from omai_ray.text.embedding_input import EmbeddingTokenizer, encoder_directory
 
+_log = logging.getLogger(__name__)
 Vectors = npt.NDArray[np.float32]
 
-TOKEN_BUDGET = 4096
+# Tokens that are embedded in one go: by one thread of a CPU, by all of them, by a GPU.
+LANE_TOKENS = 2048
+STEP_TOKENS = 4096
+GPU_STEP_TOKENS = 16384
+# A step of fewer is not worth sharing out.
+_LEAST_SHARED_TOKENS = 256
+# int8 that is further than this from float32 is a defect of the model's fit, not a choice.
+_LEAST_COSINE = 0.98
+_CALIBRATION = Path(__file__).with_name("calibration.txt")
 
 
 class EmbeddingEngine:
     """A sentence-embedding checkpoint, loaded and ready.
 
-    dimension: D of the vectors. context: most tokens an input may have.
+    dimension: D of the vectors. context: most tokens an input may have. step_tokens: how many
+    are well embedded in one go. int8_cosine: how near int8 is to float32, empty elsewhere.
     Raises CheckpointError or ConfigError where the model cannot be used.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        self.name = spec.name
         self._directory = locate(spec)
         encoder_files = encoder_directory(self._directory)
         check_safe(encoder_files)
         self.tokenizer = EmbeddingTokenizer(self._directory, spec.context, spec.prompt)
         self.context = self.tokenizer.context
         self._device = choose_device(spec.num_gpus)
-        self._dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
-        self._encoder = Encoder(encoder_files, self._dtype, self._device, self.context)
+        dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
+        self._encoder = Encoder(encoder_files, dtype, self._device, self.context)
         self.vocab_size = self._encoder.vocab_size
         self._head = _choose_head(spec, self._directory, self._encoder.width)
         self.dimension = self._head.dimension
         prompt = [] if self._head.include_prompt else self.tokenizer.prompt_ids()
         self._unpooled = np.asarray(prompt, dtype=np.int64)
+        on_cpu = self._device.type == "cpu"
+        self.step_tokens = STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
+        self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
+        self.int8_cosine = ""
+        self._arithmetic = {"dtype": str(dtype).removeprefix("torch.")}
+        if spec.dtype == "int8":
+            self._quantize()
+        else:
+            self._encoder.prepare()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's ids, special tokens included, never shortened."""
@@ -62,11 +84,14 @@ class EmbeddingEngine:
         return self.embed_arrays(self.check(inputs))
 
     def embed_arrays(self, arrays: list[Ids]) -> Vectors:
-        """Embed what `check` returned; inputs of like length share a forward of TOKEN_BUDGET."""
+        """Embed what `check` returned; inputs of like length share a forward."""
         lengths = _lengths(arrays)
         vectors = np.empty((len(arrays), self.dimension), dtype=np.float32)
-        for rows in _batches(lengths, TOKEN_BUDGET):
+
+        def embed(rows: npt.NDArray[np.int64]) -> None:
             vectors[rows] = self._forward([arrays[row] for row in rows], lengths[rows])
+
+        self._lanes.run(embed, self._batches(lengths))
         return vectors
 
     def check(self, inputs: Sequence[Sequence[int]]) -> list[Ids]:
@@ -94,6 +119,23 @@ class EmbeddingEngine:
             )
         return arrays
 
+    def _batches(self, lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Return row indices by falling length: a share for each lane, or batches of a budget."""
+        order = np.argsort(-lengths, kind="stable")
+        lanes, tokens = self._lanes.count, int(lengths.sum())
+        if lanes > 1 and _LEAST_SHARED_TOKENS <= tokens <= lanes * LANE_TOKENS:
+            return [order[lane::lanes] for lane in range(min(lanes, len(order)))]
+        budget = LANE_TOKENS if lanes > 1 else self.step_tokens
+        costs = lengths[order]
+        batches, start = [], 0
+        while start < len(order):
+            padded = np.arange(1, len(order) - start + 1) * costs[start]
+            spent = np.cumsum(costs[start:]) if self._encoder.packs else padded
+            size = max(1, int(np.searchsorted(spent, budget, side="right")))
+            batches.append(order[start : start + size])
+            start += size
+        return batches
+
     @torch.inference_mode()
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
         packing = Packing(lengths, self._device)
@@ -111,6 +153,35 @@ class EmbeddingEngine:
         prompted = [np.array_equal(ids[:width], self._unpooled) for ids in inputs]
         return torch.tensor(prompted, device=self._device) * width
 
+    def _quantize(self) -> None:
+        """Go over to int8, and measure what it costs on texts that did not set its scales."""
+        texts = _CALIBRATION.read_text(encoding="utf-8").splitlines()
+        inputs = self.check([self.tokenizer.shorten(ids) for ids in self.tokenize(texts)])
+        fitted, held_out = inputs[::2], inputs[1::2]
+        exact = self.embed_arrays(held_out)
+        try:
+            self._encoder.quantize(fitted)
+            vectors = self.embed_arrays(held_out)
+        except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+            raise ConfigError(
+                f"model '{self.name}': dtype int8 does not work for this architecture "
+                f"({type(error).__name__}: {error}); use another dtype"
+            ) from error
+        norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors, axis=1)
+        cosines = (exact * vectors).sum(1) / norms
+        mean, least = float(cosines.mean()), float(cosines.min())
+        self.int8_cosine = f"mean {mean:.5f}, least {least:.5f}"
+        if not mean >= _LEAST_COSINE:
+            raise ConfigError(
+                f"model '{self.name}': in int8 its vectors have a mean cosine of {mean:.4f} to "
+                f"those in float32, below {_LEAST_COSINE}; use another dtype"
+            )
+        _log.info("model '%s' in int8: cosine to float32 %s", self.name, self.int8_cosine)
+        self._arithmetic = {
+            "dtype": "int8",
+            "calibration_sha256": hashlib.sha256(_CALIBRATION.read_bytes()).hexdigest(),
+        }
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides a vector's value."""
@@ -124,7 +195,7 @@ class EmbeddingEngine:
             "checkpoint_sha256": hash_files(self._directory),
             "head": self._head.described,
             "prompt": self.tokenizer.prompt,
-            "dtype": str(self._dtype).removeprefix("torch."),
+            **self._arithmetic,
             "context": self.context,
             "dimension": self.dimension,
         }
@@ -149,13 +220,3 @@ def _choose_head(spec: ModelSpec, directory: Path, width: int) -> Head:
 
 def _lengths(arrays: list[Ids]) -> npt.NDArray[np.int64]:
     return np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
-
-
-def _batches(lengths: npt.NDArray[np.int64], token_budget: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield row indices by falling length, each batch within the budget (at least one row)."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, token_budget // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size

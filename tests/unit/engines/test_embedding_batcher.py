@@ -11,7 +11,7 @@ import pytest
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
 from omai_ray.engines.embedding.encoder import Ids
-from omai_ray.engines.embedding.engine import TOKEN_BUDGET, EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.engine import STEP_TOKENS, EmbeddingEngine, Vectors
 from omai_ray.errors import InvalidRequest, Overloaded, ServerError
 from tests.checkpoints import save_embedding_checkpoint
 
@@ -88,7 +88,7 @@ async def test_a_step_is_bounded_in_tokens_and_a_large_request_holds_up_nobody(
     """The large one is spread over steps; a small one that comes later is in the next."""
     batcher = EmbeddingBatcher(engine, max_queued=10)
     first = await busy(batcher, engine)
-    inputs = TOKEN_BUDGET // 32
+    inputs = STEP_TOKENS // 32
     large, small = await queued(batcher, [[5] * 32] * (3 * inputs), [[6]])
     engine.allowed.set()
     vectors = await small
@@ -97,7 +97,7 @@ async def test_a_step_is_bounded_in_tokens_and_a_large_request_holds_up_nobody(
     await first
     assert vectors.shape == (1, 32)
     assert [6] in engine.batches[1]
-    assert all(sum(map(len, batch)) <= TOKEN_BUDGET for batch in engine.batches)
+    assert all(sum(map(len, batch)) <= STEP_TOKENS for batch in engine.batches)
     assert [1, inputs, inputs, inputs, 1] == [len(batch) for batch in engine.batches]
 
 
@@ -105,7 +105,7 @@ async def test_a_step_is_shared_equally_and_filled(engine: Held) -> None:
     """Two large requests have half each; what a small one leaves is theirs."""
     batcher = EmbeddingBatcher(engine, max_queued=10)
     first = await busy(batcher, engine)
-    count = TOKEN_BUDGET // 32
+    count = STEP_TOKENS // 32
     tasks = await queued(batcher, [[5] * 32] * count, [[6] * 32] * count, [[7] * 32] * 4)
     engine.allowed.set()
     await asyncio.gather(first, *tasks)
@@ -118,7 +118,7 @@ async def test_many_long_inputs_share_a_step(engine: Held) -> None:
     """An input above a caller's share is still taken while there is room, in order of arrival."""
     batcher = EmbeddingBatcher(engine, max_queued=300)
     first = await busy(batcher, engine)
-    waiting = 2 * TOKEN_BUDGET // 32
+    waiting = 2 * STEP_TOKENS // 32
     tasks = await queued(batcher, *([[5] * 31 + [n % 7 + 5]] for n in range(waiting)))
     engine.allowed.set()
     await asyncio.gather(first, *tasks)

@@ -300,7 +300,7 @@ def test_the_token_budget_changes_no_vector(
     """One row a forward, or all of them."""
     texts = ["fox " * (1 + n) for n in range(20)]
     expected = embed(small, texts)
-    monkeypatch.setattr("omai_ray.engines.embedding.engine.TOKEN_BUDGET", budget)
+    monkeypatch.setattr(small, "step_tokens", budget)
     np.testing.assert_allclose(expected, embed(small, texts), atol=1e-5)
 
 

@@ -47,6 +47,7 @@ class FakeEngine:
 
     context = CONTEXT
     dimension = DIMENSION
+    int8_cosine = ""
     fingerprint = "f" * 64
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
