@@ -126,14 +126,19 @@ class EmbeddingEngine:
         if lanes > 1 and _LEAST_SHARED_TOKENS <= tokens <= lanes * LANE_TOKENS:
             return [order[lane::lanes] for lane in range(min(lanes, len(order)))]
         budget = LANE_TOKENS if lanes > 1 else self.step_tokens
-        costs = lengths[order]
+        falling = lengths[order]
+        spent = np.cumsum(falling)
         batches, start = [], 0
         while start < len(order):
-            padded = np.arange(1, len(order) - start + 1) * costs[start]
-            spent = np.cumsum(costs[start:]) if self._encoder.packs else padded
-            size = max(1, int(np.searchsorted(spent, budget, side="right")))
-            batches.append(order[start : start + size])
-            start += size
+            if self._encoder.packs:
+                full = int(
+                    np.searchsorted(spent, spent[start] - falling[start] + budget, side="right")
+                )
+            else:
+                full = start + budget // int(falling[start])
+            end = max(start + 1, full)
+            batches.append(order[start:end])
+            start = end
         return batches
 
     @torch.inference_mode()
