@@ -80,6 +80,7 @@ def broken_engine(spec: ModelSpec, fail: Callable[[], Any]) -> Any:
     return SimpleNamespace(
         context=9,
         dimension=2,
+        int8_cosine="",
         fingerprint="f" * 64,
         provenance={},
         tokenizer=None,
