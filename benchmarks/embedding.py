@@ -46,13 +46,8 @@ NEEDS_INT8 = {"omai_ray_int8"}
 BF16_ONLY = {"omai_ray_bf16", "sentence_transformers_bf16", "infinity_bf16", "openvino_bf16"}
 RUNNERS = (
     *("omai_ray", "omai_ray_bf16", "omai_ray_int8"),
-    *(
-        "sentence_transformers",
-        "sentence_transformers_bf16",
-        "infinity",
-        "infinity_bf16",
-        "onnxruntime",
-    ),
+    *("sentence_transformers", "sentence_transformers_bf16"),
+    *("infinity", "infinity_bf16", "onnxruntime"),
     *("openvino", "openvino_bf16", "openvino_int8"),
 )
 

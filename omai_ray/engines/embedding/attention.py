@@ -19,7 +19,7 @@ from omai_ray.engines.embedding.packing import Packing
 IMPLEMENTATION = "omai_packed"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
 _HALF = (torch.float16, torch.bfloat16)
-_CHUNK_SCORES = 2**20  # 2 MiB of bfloat16, which a core's cache holds
+_CHUNK_SCORES = 2**20  # 2 MiB of bfloat16: fewer calls gain more than a smaller cache would
 _SMALLEST_SUM, _LARGEST_SUM = 2.0**-100, 2.0**120  # scores of up to 83; bfloat16 ends at 2**128
 
 

@@ -107,9 +107,8 @@ class _Weights:
 
     def uint8(self, values: Tensor, scale: float, zero: int, then: Activation) -> Tensor:
         """Return the product after an activation, in 8 bits again."""
-        after: Any = (then.name, [], then.algorithm)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(values, *self._product, self._bias, scale, zero, torch.uint8, *after)
+            *(values, *self._product, self._bias, scale, zero, torch.uint8, *then.operands)
         )
         return out
 

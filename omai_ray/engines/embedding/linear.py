@@ -15,7 +15,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self._bias = None if linear.bias is None else linear.bias.detach()
-        self._after = ("none", [], "") if activation is None else _after(activation)
+        self._after = ("none", [], "") if activation is None else activation.operands
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
@@ -23,10 +23,6 @@ class PackedLinear(nn.Module):
             values, self.weight, self._bias, *self._after
         )
         return out
-
-
-def _after(activation: Activation) -> tuple[str, list[float], str]:
-    return activation.name, [], activation.algorithm
 
 
 def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:

@@ -27,6 +27,11 @@ class Activation:
     algorithm: str
     function: Callable[[Tensor], Tensor]
 
+    @property
+    def operands(self) -> tuple[str, list[float], str]:
+        """Return what oneDNN's operators take: name, arguments, algorithm."""
+        return self.name, [], self.algorithm
+
 
 ACTIVATIONS = (
     Activation("gelu", "none", gelu),
