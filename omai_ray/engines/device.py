@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from omai_ray.catalog import Dtype
 from omai_ray.errors import ConfigError
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+_KEPT_BYTES = 2**30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,3 +60,14 @@ def has_onednn() -> bool:
 def limit_threads(num_cpus: float) -> None:
     """Compute on as many threads as CPUs are reserved: more would fight the neighbours for them."""
     torch.set_num_threads(max(1, int(num_cpus)))
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep memory between forwards, where its C library is glibc.
+
+    Given back and fetched again, each page of it is cleared by the kernel at its first use.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

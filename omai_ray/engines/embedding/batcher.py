@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from omai_ray.engines.embedding.encoder import Ids
 from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
 _log = logging.getLogger(__name__)

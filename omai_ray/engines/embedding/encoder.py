@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
@@ -18,14 +17,18 @@ from omai_ray.engines.device import has_bfloat16, has_onednn
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
 from omai_ray.engines.embedding.linear import packed
-from omai_ray.engines.embedding.packing import Packing
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
 from omai_ray.engines.embedding.wiring import Wiring, rewire, watch
-
-Ids = npt.NDArray[np.int64]
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _log = logging.getLogger(__name__)
+
+
+def _rounded(tokens: int) -> int:
+    """Return how many tokens a forward on a CPU is given: oneDNN makes a kernel for each number."""
+    step = 8 if tokens <= 256 else 32
+    return -(-tokens // step) * step
 
 
 class Encoder:
@@ -65,12 +68,9 @@ class Encoder:
         self._probe = self._probe_inputs(min(context, self._probe_length(text_config)))
         self.packs = self._can_pack()
 
-    def __call__(self, inputs: Sequence[Ids], packing: Packing) -> Tensor:
-        """Return the last hidden state of every token, [T, D], sequences end to end as packed."""
-        packing.half = self._attends_half
-        if self.packs:
-            return self._packed(inputs, packing)
-        return self._padded(inputs, packing)
+    def __call__(self, inputs: Sequence[Ids]) -> Tensor:
+        """Return the last hidden state of every token, [T, D], sequences end to end."""
+        return self._packed(inputs) if self.packs else self._padded(inputs)
 
     def prepare(self) -> None:
         """Make linear layers faster on a CPU, their values the same; once, before first use.
@@ -107,20 +107,26 @@ class Encoder:
         self._attends_half = has_bfloat16()
 
     @torch.inference_mode()
-    def _packed(self, inputs: Sequence[Ids], packing: Packing) -> Tensor:
+    def _packed(self, inputs: Sequence[Ids]) -> Tensor:
+        tokens = sum(map(len, inputs))
+        if self._device.type == "cpu":
+            pad = np.array([self._pad_id])
+            inputs = [*inputs, *[pad] * (_rounded(tokens) - tokens)]
         ids = torch.from_numpy(np.concatenate(inputs)).to(self._device)[None]
+        packing = Packing(lengths_of(inputs), self._device, half=self._attends_half)
         options: dict[str, Any] = dict(self._options)
         if self._typed:
             options["token_type_ids"] = torch.zeros_like(ids)
         if self._placed:
             options["position_ids"] = packing.positions[None] + self._position_offset
         out = self._model(input_ids=ids, attention_mask=None, packing=packing, **options)
-        hidden: Tensor = out.last_hidden_state[0]
+        hidden: Tensor = out.last_hidden_state[0, :tokens]
         return hidden
 
     @torch.inference_mode()
-    def _padded(self, inputs: Sequence[Ids], packing: Packing) -> Tensor:
-        real = np.arange(packing.lengths.max()) < packing.lengths[:, None]
+    def _padded(self, inputs: Sequence[Ids]) -> Tensor:
+        lengths = lengths_of(inputs)
+        real = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(real.shape, self._pad_id, dtype=np.int64)
         ids[real] = np.concatenate(inputs)
         mask = torch.from_numpy(real).to(self._device)
@@ -144,12 +150,11 @@ class Encoder:
         return inputs
 
     def _run_probe(self) -> Tensor:
-        lengths = np.array([len(ids) for ids in self._probe], dtype=np.int64)
-        return self(self._probe, Packing(lengths, self._device)).float()
+        return self(self._probe).float()
 
     def _run_each(self, inputs: Sequence[Ids]) -> None:
         for ids in inputs:
-            self([ids], Packing(np.array([len(ids)], dtype=np.int64), self._device))
+            self([ids])
 
     def _watch(self) -> Wiring:
         return watch(self._model, self._run_probe)

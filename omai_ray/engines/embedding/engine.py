@@ -20,11 +20,11 @@ from torch import Tensor
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe, hash_files
-from omai_ray.engines.device import choose_device, choose_dtype
-from omai_ray.engines.embedding.encoder import Encoder, Ids
+from omai_ray.engines.device import choose_device, choose_dtype, keep_freed_memory
+from omai_ray.engines.embedding.encoder import Encoder
 from omai_ray.engines.embedding.head import Head, read_head, stated_head
 from omai_ray.engines.embedding.lanes import Lanes
-from omai_ray.engines.embedding.packing import Packing
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong, InvalidRequest
 from omai_ray.text.embedding_input import EmbeddingTokenizer, encoder_directory
 
@@ -67,6 +67,8 @@ class EmbeddingEngine:
         self._unpooled = np.asarray(prompt, dtype=np.int64)
         on_cpu = self._device.type == "cpu"
         self.step_tokens = STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
+        if on_cpu:
+            keep_freed_memory()
         self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
         self.int8_cosine = ""
         self._arithmetic = {"dtype": str(dtype).removeprefix("torch.")}
@@ -85,7 +87,7 @@ class EmbeddingEngine:
 
     def embed_arrays(self, arrays: list[Ids]) -> Vectors:
         """Embed what `check` returned; inputs of like length share a forward."""
-        lengths = _lengths(arrays)
+        lengths = lengths_of(arrays)
         vectors = np.empty((len(arrays), self.dimension), dtype=np.float32)
 
         def embed(rows: npt.NDArray[np.int64]) -> None:
@@ -101,7 +103,7 @@ class EmbeddingEngine:
         for an input above `context`.
         """
         arrays = [np.asarray(ids, dtype=np.int64) for ids in inputs]
-        lengths = _lengths(arrays)
+        lengths = lengths_of(arrays)
         for row in np.flatnonzero((lengths == 0) | (lengths > self.context)).tolist():
             if lengths[row] == 0:
                 raise InvalidRequest(f"input {row} has no token", param="input")
@@ -143,11 +145,11 @@ class EmbeddingEngine:
 
     @torch.inference_mode()
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
-        packing = Packing(lengths, self._device)
-        hidden = self._encoder(inputs, packing)
+        hidden = self._encoder(inputs)
+        places = Packing(lengths, self._device).positions
         counts = torch.from_numpy(lengths).to(self._device)
         skipped = self._prompt_tokens(inputs)
-        vectors: Vectors = self._head(hidden, counts, packing.positions, skipped).cpu().numpy()
+        vectors: Vectors = self._head(hidden, counts, places, skipped).cpu().numpy()
         return vectors
 
     def _prompt_tokens(self, inputs: list[Ids]) -> Tensor | None:
@@ -221,7 +223,3 @@ def _choose_head(spec: ModelSpec, directory: Path, width: int) -> Head:
             "model's entry, or save the model with sentence-transformers"
         )
     return stated_head(spec.pooling, spec.normalize, width)
-
-
-def _lengths(arrays: list[Ids]) -> npt.NDArray[np.int64]:
-    return np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))

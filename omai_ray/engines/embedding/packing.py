@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Ids = npt.NDArray[np.int64]
+
+
+def lengths_of(inputs: Sequence[Ids]) -> npt.NDArray[np.int64]:
+    """Return how many tokens each input has."""
+    return np.fromiter(map(len, inputs), dtype=np.int64, count=len(inputs))
+
+
+def round_up(number: int, steps: int) -> int:
+    """Return the next number of a scale that has `steps` in each doubling, and all below twice it.
+
+    Sizes that vary freely cost a kernel made and kept for each of them; so they are rounded.
+    """
+    step = max(1, (1 << (max(number, 1).bit_length() - 1)) // steps)
+    return -(-number // step) * step
+
+
+Group = tuple[int, int, int]  # sequences of one length: first token, sequences, tokens of each
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences of nearly equal length, to be padded to one size of few: [count, length].
+
+    groups: those of one length, adjacent in the row of tokens. real: bool [count, length], False
+    in padding, but True all through where a whole sequence is padding.
+    """
+
+    groups: list[Group]
+    count: int
+    length: int
+    real: Tensor
 
 
 class Packing:
@@ -34,14 +70,22 @@ class Packing:
         return torch.from_numpy(flat).to(self.device)
 
     @cached_property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """Runs of sequences of one length: (first token, sequences, tokens of each)."""
+    def groups(self) -> list[Group]:
+        """Runs of sequences of one length."""
         changes = np.flatnonzero(np.diff(self.lengths)) + 1
         firsts = np.concatenate(([0], changes))
         counts = np.diff(np.concatenate((firsts, [len(self.lengths)])))
         return [
             (int(self.starts[first]), int(count), int(self.lengths[first]))
             for first, count in zip(firsts, counts, strict=True)
+        ]
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Runs of sequences whose lengths round up to the same."""
+        return [
+            _block(list(groups), length)
+            for length, groups in itertools.groupby(self.groups, lambda group: _padded(group[2]))
         ]
 
     @cached_property
@@ -66,3 +110,15 @@ class Packing:
                 seen &= distance >= 0
             self._windows[key] = seen
         return self._windows[key]
+
+
+def _padded(length: int) -> int:
+    return 8 * round_up(-(-length // 8), 32)
+
+
+def _block(groups: list[Group], length: int) -> Block:
+    lengths = np.repeat([group[2] for group in groups], [group[1] for group in groups])
+    count = round_up(len(lengths), 4)
+    real = np.ones((count, length), dtype=bool)
+    real[: len(lengths)] = np.arange(length) < lengths[:, None]
+    return Block(groups, count, length, torch.from_numpy(real))

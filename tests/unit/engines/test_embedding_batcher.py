@@ -10,8 +10,8 @@ import pytest
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
-from omai_ray.engines.embedding.encoder import Ids
 from omai_ray.engines.embedding.engine import STEP_TOKENS, EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import InvalidRequest, Overloaded, ServerError
 from tests.checkpoints import save_embedding_checkpoint
 

@@ -26,11 +26,12 @@ from transformers import (
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.device import has_bfloat16, has_int8
 from omai_ray.engines.embedding import engine as engine_module
-from omai_ray.engines.embedding.attention import _attend_half
 from omai_ray.engines.embedding.engine import EmbeddingEngine
+from omai_ray.engines.embedding.half_attention import attend_half
 from omai_ray.engines.embedding.int8 import Int8Chain, Int8Linear
 from omai_ray.engines.embedding.lanes import Lanes
 from omai_ray.engines.embedding.linear import PackedLinear
+from omai_ray.engines.embedding.packing import Packing
 from omai_ray.engines.embedding.wiring import rewire, watch
 from omai_ray.errors import ConfigError
 from tests.checkpoints import save_embedding_checkpoint
@@ -154,26 +155,51 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -
     return scores.softmax(-1) @ v.double()
 
 
-@pytest.mark.parametrize(("batch", "heads", "length"), [(3, 2, 1), (5, 4, 17), (2, 3, 130)])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [130, 130],
+        [300, 299, 298, 270, 65, 64, 64, 63, 9, 8, 8, 8, 1, 1],
+        [3] * 11,
+        [5, 200, 5, 7, 17, 17],
+    ],
+)
 @pytest.mark.parametrize("chunk", [1, 2**20])
 def test_attention_in_bfloat16_is_attention(
-    monkeypatch: pytest.MonkeyPatch, batch: int, heads: int, length: int, chunk: int
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], chunk: int
 ) -> None:
-    """Within what bfloat16 can tell apart, however it is cut into chunks."""
-    monkeypatch.setattr("omai_ray.engines.embedding.attention._CHUNK_SCORES", chunk)
+    """Within what bfloat16 can tell apart, in any order of lengths and however it is cut."""
+    monkeypatch.setattr("omai_ray.engines.embedding.half_attention._CHUNK_SCORES", chunk)
+    packing = Packing(np.array(lengths), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, batch, heads, length, 16, generator=generator).bfloat16()
-    out = torch.empty(batch, heads, length, 16)
-    assert _attend_half(q, k, v, out, 0.25)
-    np.testing.assert_allclose(reference(q, k, v, 0.25), out, atol=0.03)
+    q, k, v = torch.randn(3, sum(lengths), 2, 16, generator=generator).bfloat16().transpose(1, 2)
+    attended = attend_half(q, k, v, packing, 0.25)
+    assert attended is not None
+    for start, end in zip(packing.starts, packing.ends, strict=True):
+        own = slice(start, end)
+        expected = reference(q[:, own], k[:, own], v[:, own], 0.25).transpose(0, 1)
+        np.testing.assert_allclose(expected, attended[start:end].float(), atol=0.03)
 
 
 @pytest.mark.parametrize("size", [40.0, -40.0, float("nan")])
 def test_attention_that_bfloat16_cannot_hold_is_left_to_torch(size: float) -> None:
     """Exponentials that overflow, or all vanish, are noticed."""
-    q = torch.full((1, 1, 4, 16), size)
-    k = torch.full((1, 1, 4, 16), 1.0)
-    assert not _attend_half(q, k, k, torch.empty(1, 1, 4, 16), 1.0)
+    q = torch.full((1, 4, 16), size)
+    k = torch.full((1, 4, 16), 1.0)
+    assert attend_half(q, k, k, Packing(np.array([4]), torch.device("cpu")), 1.0) is None
+
+
+def test_blocks_have_few_sizes() -> None:
+    """A kernel is made, and kept in memory, for each size: whatever the texts, a few hundred."""
+    rng = np.random.default_rng(0)
+    sizes = set()
+    for _ in range(2000):
+        lengths = np.sort(rng.integers(1, rng.integers(2, 513), rng.integers(1, 40)))
+        for block in Packing(lengths, torch.device("cpu")).blocks:
+            sizes.add((block.count, block.length))
+            assert block.length <= max(8, block.groups[-1][2] + 7)
+    assert len(sizes) < 400
 
 
 @pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no bfloat16")
@@ -186,11 +212,12 @@ def test_large_scores_give_the_vectors_of_float32(
     expected = embed(EmbeddingEngine(spec(source, dtype="float32")), texts)
     took = []
 
-    def note(*arguments: Any) -> bool:
-        took.append(_attend_half(*arguments))
-        return took[-1]
+    def note(*arguments: Any) -> torch.Tensor | None:
+        attended = attend_half(*arguments)
+        took.append(attended is not None)
+        return attended
 
-    monkeypatch.setattr("omai_ray.engines.embedding.attention._attend_half", note)
+    monkeypatch.setattr("omai_ray.engines.embedding.attention.attend_half", note)
     vectors = embed(EmbeddingEngine(spec(source, dtype="bfloat16")), texts)
     assert (expected * vectors).sum(1).min() >= 0.9995
     assert took.count(True) > 10
