@@ -57,6 +57,7 @@ class ModelSpec(BaseModel):
     prompt: the name of the checkpoint's prompt to put before texts, instead of its default one.
     dtype: of the arithmetic; int8 is for embedding models on a CPU.
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
+    kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
     """
 
@@ -72,6 +73,7 @@ class ModelSpec(BaseModel):
     typical_output_tokens: Annotated[int, Field(ge=1)] = 256
     max_running_requests: Annotated[int, Field(ge=1)] = 32
     max_queued_requests: Annotated[int, Field(ge=1)] = 512
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     truncate: bool = False
     pooling: Pooling | None = None
     normalize: bool = True

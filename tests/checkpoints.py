@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModel, BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 torch.set_num_threads(1)  # such small models are faster so, most of all on a busy machine
 
@@ -38,29 +44,36 @@ _CORPUS = [
 ]
 
 
-def save_chat_checkpoint(directory: Path, *, context: int = 256, seed: int = 0) -> Path:
-    """Write a Llama of 2 layers with a byte-level tokenizer and a chat template."""
+def save_chat_checkpoint(
+    directory: Path,
+    *,
+    context: int = 256,
+    seed: int = 0,
+    config: type[PreTrainedConfig] = LlamaConfig,
+    **options: Any,
+) -> Path:
+    """Write a model of 2 layers, a Llama by default, with a byte-level tokenizer and a template."""
     tokenizer = _byte_level(["<|im_start|>", "<|im_end|>"])
     _save_tokenizer(tokenizer, directory, eos_token="<|im_end|>")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     torch.manual_seed(seed)
-    end = tokenizer.token_to_id("<|im_end|>")
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=context,
-            eos_token_id=end,
-            pad_token_id=None,
-            bos_token_id=None,
-        )
-    )
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": False,
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "pad_token_id": None,
+        "bos_token_id": None,
+    }
+    if config is LlamaConfig:
+        shape["num_key_value_heads"] = 2
+    model = AutoModelForCausalLM.from_config(config(**{**shape, **options}))
     with torch.no_grad():  # spread the logits, so that greedy choices are not near-ties
-        model.lm_head.weight.mul_(20)
+        model.get_output_embeddings().weight.mul_(20)
     model.save_pretrained(directory)
     return directory
 

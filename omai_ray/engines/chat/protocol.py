@@ -17,12 +17,17 @@ EngineFinish = Literal["stop", "length", "abort", "error"]
 class SamplingParams:
     """How the next token is drawn.
 
-    temperature 0 is argmax. seed None draws a fresh one. logit_bias: token id -> addition to its
-    logit. logprobs: how many alternatives are reported with each token; None reports nothing.
+    temperature 0 is argmax. top_k 0 keeps all. min_p: least probability, as a part of the
+    likeliest token's. seed None draws a fresh one. repetition_penalty counts prompt and completion
+    (Keskar et al. 2019), the other penalties the completion. logit_bias: token id -> addition to
+    its logit. logprobs: how many alternatives are reported with each token; None reports nothing.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -34,13 +39,17 @@ class SamplingParams:
 class GenerationRequest:
     """One sequence to continue.
 
-    max_new_tokens counts every sampled token, an end-of-sequence token included.
+    max_new_tokens counts every sampled token, an end-of-sequence token included. account: whom it
+    belongs to, for fair shares and for what may be shared. deadline: time.monotonic() by which it
+    has to end; later it ends with finish `error`.
     """
 
     request_id: str
     prompt_ids: list[int]
     max_new_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    account: str = ""
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +65,27 @@ class StepOutput:
     """New tokens of one sequence; the last output of a sequence has a finish reason.
 
     stop: an end-of-sequence token was sampled (it is in token_ids). abort: the request was
-    cancelled. error: `error` says what failed.
+    cancelled. error: `error` says what failed. cached_tokens: prompt tokens that had not to be
+    computed, known with the first output.
     """
 
     token_ids: list[int]
     finish: EngineFinish | None = None
     logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine is doing now."""
+    """What an engine is doing now.
+
+    preemptions: how often a sequence had to make room and start again, since the start.
+    """
 
     running: int
     waiting: int
+    preemptions: int = 0
 
 
 class ChatEngine(Protocol):

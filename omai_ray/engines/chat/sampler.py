@@ -1,6 +1,15 @@
-"""Drawing the next token of one sequence from its logits."""
+"""Drawing the next tokens of a batch from their logits.
+
+A row's token depends on its own logits, parameters and random number alone, whatever else is in
+the batch. It is drawn by inverting the distribution, likeliest tokens first: one random number a
+token, and the few likeliest tokens are nearly always enough.
+"""
 
 from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,70 +18,124 @@ from omai_ray.engines.chat.protocol import SamplingParams, TokenLogprobs
 
 # A temperature below this is argmax: float32 logits divided by it could overflow.
 _GREEDY_BELOW = 1e-5
+_CANDIDATES = 256
 
 
 class Sampler:
-    """One sequence's way of choosing: its parameters, random stream and token counts.
+    """One sequence's way of choosing: its parameters, random stream and token counts."""
 
-    Its own generator makes the draws independent of whatever else is in the batch.
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self._random = random.Random(params.seed)  # noqa: S311 - nothing secret is drawn
+        self._counts: Counter[int] = Counter()
+        self._prompt = frozenset(prompt_ids) if params.repetition_penalty != 1 else frozenset()
+
+    def adjust(self, logits: Tensor) -> None:
+        """Apply penalties and biases to float32 logits [V], in place."""
+        params = self.params
+        if params.repetition_penalty != 1:
+            seen = torch.tensor(sorted(self._prompt | self._counts.keys()))
+            values = logits[seen]
+            penalty = params.repetition_penalty
+            logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        if self._counts and (params.frequency_penalty or params.presence_penalty):
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
+            penalties = counts * params.frequency_penalty + params.presence_penalty
+            logits[torch.tensor(list(self._counts))] -= penalties
+        if params.logit_bias:
+            biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
+            logits[torch.tensor(list(params.logit_bias))] += biases
+
+    def number(self) -> float:
+        """Return the next random number of this sequence, from 0 to below 1."""
+        return self._random.random()
+
+    def note(self, token: int) -> None:
+        """Count a token that was drawn."""
+        self._counts[token] += 1
+
+
+def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, TokenLogprobs | None]]:
+    """Choose a token for each row of float32 logits [N, V], and report it where asked for.
+
+    Log-probabilities are the model's own: before temperature, penalties and bias.
     """
-
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed % 2**63)
-        self._counts = torch.zeros(vocab_size)
-        self._penalised = bool(params.presence_penalty or params.frequency_penalty)
-        self._bias = torch.zeros(vocab_size) if params.logit_bias else None
-        for token_id, value in params.logit_bias.items():
-            self._bias[token_id] = value  # type: ignore[index]
-
-    def draw(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
-        """Choose a token by float32 logits [V]; with it, its log-probabilities where asked for.
-
-        Log-probabilities are the model's own: before temperature, penalties and bias.
-        """
-        token = self._choose(self._adjust(logits))
-        if self._penalised:
-            self._counts[token] += 1
-        return token, self._report(logits, token)
-
-    def _adjust(self, logits: Tensor) -> Tensor:
-        if self._bias is not None:
-            logits = logits + self._bias
-        if self._penalised:
-            logits = logits - self._params.frequency_penalty * self._counts
-            logits = logits - self._params.presence_penalty * (self._counts > 0)
-        return logits
-
-    def _choose(self, logits: Tensor) -> int:
-        if self._params.temperature < _GREEDY_BELOW:
-            return int(logits.argmax())
-        logits = logits / self._params.temperature
-        if self._params.top_p < 1:
-            logits = _nucleus(logits, self._params.top_p)
-        noise = torch.empty_like(logits).exponential_(generator=self._generator)
-        return int((torch.softmax(logits, 0) / noise).argmax())
-
-    def _report(self, logits: Tensor, token: int) -> TokenLogprobs | None:
-        if self._params.logprobs is None:
-            return None
-        logprobs = torch.log_softmax(logits, 0)
-        best = logprobs.topk(self._params.logprobs)
-        top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return TokenLogprobs(float(logprobs[token]), top)
+    adjusted = logits.clone()
+    for row, sampler in enumerate(samplers):
+        sampler.adjust(adjusted[row])
+    tokens = adjusted.argmax(1).tolist()
+    random_rows = [
+        row for row, other in enumerate(samplers) if other.params.temperature >= _GREEDY_BELOW
+    ]
+    if random_rows:
+        chosen = _draw_rows(adjusted[random_rows], [samplers[row] for row in random_rows])
+        for row, token in zip(random_rows, chosen, strict=True):
+            tokens[row] = token
+    for token, sampler in zip(tokens, samplers, strict=True):
+        sampler.note(token)
+    reports = [
+        _report(logits[row], token, sampler.params.logprobs)
+        for row, (token, sampler) in enumerate(zip(tokens, samplers, strict=True))
+    ]
+    return list(zip(tokens, reports, strict=True))
 
 
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens that together reach top_p, at least one.
+def _draw_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    params = [sampler.params for sampler in samplers]
+    numbers = torch.tensor([sampler.number() for sampler in samplers], dtype=torch.float64)
+    scaled = logits / _column([p.temperature for p in params])
+    width = min(_CANDIDATES, scaled.shape[1])
+    tokens, enough = _invert(scaled, params, numbers, width)
+    for row in (~enough).nonzero().flatten().tolist():
+        one = slice(row, row + 1)
+        whole, _ = _invert(scaled[one], params[one], numbers[one], scaled.shape[1])
+        tokens[row] = whole[0]
+    chosen: list[int] = tokens.tolist()
+    return chosen
 
-    logits float [V] -> float [V], -inf where left out. Source: Holtzman et al. 2020.
+
+def _invert(
+    scaled: Tensor, params: Sequence[SamplingParams], numbers: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Find the tokens that the numbers fall on, among the `width` likeliest of each row.
+
+    scaled [N, V], numbers [N] -> int64 [N], and bool [N]: whether so many were enough to tell.
+    What is kept is a beginning of the row in falling order: first top_k, then the nucleus of what
+    that leaves (Holtzman et al. 2020), then min_p.
     """
-    ordered, order = logits.sort(descending=True)
-    probs = torch.softmax(ordered, 0)
-    left_out = probs.cumsum(0) - probs >= top_p
-    left_out[0] = False
-    return logits.index_fill(0, order[left_out], float("-inf"))
+    vocabulary = scaled.shape[1]
+    best = scaled.topk(width, dim=1)
+    total = torch.logsumexp(scaled.double(), 1, keepdim=True)
+    probs = (best.values.double() - total).exp()
+    sums = probs.cumsum(1)
+    ranks = torch.arange(width)
+    top_k = torch.tensor([p.top_k or vocabulary for p in params])[:, None]
+    # What top_k leaves has this mass in all; where it reaches beyond the candidates, the rest too.
+    mass = torch.where(
+        top_k <= width, sums.gather(1, (top_k - 1).clamp(max=width - 1)), torch.ones_like(total)
+    )
+    top_p = _column([p.top_p for p in params]).double()
+    kept = (ranks < top_k) & ((sums - probs < top_p * mass) | (top_p >= 1))
+    kept &= probs >= _column([p.min_p for p in params]).double() * probs[:, :1]
+    kept[:, 0] = True
+    count = kept.sum(1)
+    ended = (count < width) | (top_k[:, 0] <= width) | (width == vocabulary)
+    reach = torch.where(ended, sums.gather(1, count[:, None] - 1)[:, 0], 1.0)
+    wanted = numbers * reach
+    index = (sums <= wanted[:, None]).sum(1)
+    enough = ended | (wanted < sums[:, -1])
+    index = torch.minimum(index, count - 1)
+    return best.indices.gather(1, index[:, None])[:, 0], enough
+
+
+def _column(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None]
+
+
+def _report(logits: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
+    if count is None:
+        return None
+    logprobs = torch.log_softmax(logits, 0)
+    best = logprobs.topk(count)
+    top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprobs(float(logprobs[token]), top)

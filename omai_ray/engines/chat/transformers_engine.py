@@ -1,6 +1,7 @@
-"""The default chat engine: any causal model that transformers can load, in static batches.
+"""The default chat engine: continuous batching over any causal model that transformers can load.
 
-One owned thread runs the model. Requests that arrive while a batch runs form the next one.
+One owned thread plans a step, runs it and hands out its tokens. Requests join at the next step and
+leave at the end of any.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator
-from typing import Any
-
-from transformers import AutoModelForCausalLM
+import time
+from collections.abc import AsyncIterator, Iterable
 
 from omai_ray.catalog import ModelSpec, locate
-from omai_ray.engines.chat.protocol import EngineStats, GenerationRequest, StepOutput
-from omai_ray.engines.chat.static_batch import Sequence, StaticBatch
+from omai_ray.engines.chat.checks import check_request
+from omai_ray.engines.chat.protocol import (
+    EngineFinish,
+    EngineStats,
+    GenerationRequest,
+    StepOutput,
+    TokenLogprobs,
+)
+from omai_ray.engines.chat.runner import Runner
+from omai_ray.engines.chat.sampler import Sampler, draw
+from omai_ray.engines.chat.scheduler import Piece, Scheduler, Sequence
 from omai_ray.engines.checkpoint import check_safe
-from omai_ray.engines.device import choose_device, choose_dtype
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _log = logging.getLogger(__name__)
+STEP_TOKENS = 512
 
 
 class TransformersEngine:
@@ -37,139 +44,228 @@ class TransformersEngine:
         check_safe(self._directory)
         tokenizer = TextTokenizer(self._directory)
         self.context = longest_context(self._directory, tokenizer, spec.context)
-        self._waiting: deque[tuple[Sequence, _Mailbox]] = deque()
-        self._mailboxes: dict[str, tuple[Sequence, _Mailbox]] = {}
-        self._wake = threading.Condition()
+        self._lock = threading.Condition()
+        # What callers ask for, taken up by the thread between steps; the lock guards both.
+        self._submitted: list[_Task] = []
+        self._cancelled: list[_Task] = []
+        self._tasks: dict[str, _Task] = {}
         self._draining = False
-        self._running = 0
+        self._stats = EngineStats(0, 0)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Load the weights and start the thread that runs them."""
-        self._load()
+        self._runner = Runner(self._spec, self._directory, self.context)
+        self.vocab_size = self._runner.vocab_size
+        self.stop_token_ids = self._runner.stop_token_ids
+        self._scheduler = Scheduler(
+            self._runner.arena, self._spec.max_running_requests, STEP_TOKENS
+        )
+        self._running: dict[Sequence, _Task] = {}
         self._thread = threading.Thread(target=self._run, name="chat-engine", daemon=True)
         self._thread.start()
 
     async def drain(self) -> None:
         """Finish every accepted request, then end the thread."""
-        with self._wake:
+        with self._lock:
             self._draining = True
-            self._wake.notify()
+            self._lock.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """Yield the request's tokens as they are sampled.
 
-        Raises Overloaded when the queue is full or the engine is draining. Leaving the iterator
-        early cancels the request.
+        Raises InvalidRequest or ContextTooLong for what cannot be run, Overloaded when the queue is
+        full or the engine is draining. Leaving the iterator early cancels the request.
         """
-        sequence = Sequence(request, self.vocab_size)
-        mailbox = _Mailbox()
-        self._submit(sequence, mailbox)
+        check_request(request, self.vocab_size, self.context)
+        task = _Task(request)
+        self._submit(task)
         try:
             while True:
-                output = await mailbox.receive()
+                output = await task.receive()
                 yield output
                 if output.finish is not None:
                     return
         finally:
-            self._mailboxes.pop(request.request_id, None)
-            self._withdraw(sequence, mailbox)
+            with self._lock:
+                if self._tasks.get(request.request_id) is task:
+                    del self._tasks[request.request_id]
+                self._cancel(task)
 
     def abort(self, request_id: str) -> None:
         """Cancel a request, if it is still there: its iterator ends with finish `abort`."""
-        found = self._mailboxes.get(request_id)
-        if found is not None and self._withdraw(*found):
-            found[1].send(StepOutput([], "abort"))
-
-    def _withdraw(self, sequence: Sequence, mailbox: _Mailbox) -> bool:
-        """Have a sequence end; return whether it was still waiting, and so will never run."""
-        sequence.aborted = True
-        with self._wake:
-            waiting = (sequence, mailbox) in self._waiting
-            if waiting:
-                self._waiting.remove((sequence, mailbox))
-        return waiting
+        with self._lock:
+            task = self._tasks.get(request_id)
+            if task is not None:
+                self._cancel(task)
 
     def stats(self) -> EngineStats:
         """Return what runs and what waits."""
-        return EngineStats(running=self._running, waiting=len(self._waiting))
+        with self._lock:
+            stats, submitted = self._stats, len(self._submitted)
+        return EngineStats(stats.running, stats.waiting + submitted, stats.preemptions)
 
     def check_health(self) -> None:
         """Raise ServerError where the thread has ended."""
         if self._thread is None or not self._thread.is_alive():
             raise ServerError("the chat engine's thread is not running")
 
-    def _load(self) -> None:
-        device = choose_device(self._spec.num_gpus)
-        model = AutoModelForCausalLM.from_pretrained(
-            self._directory,
-            dtype=choose_dtype(self._spec.dtype, device, bfloat16_cpu=False),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-        self._model: Any = model.to(device).eval()
-        self.vocab_size = int(model.config.vocab_size)
-        stops = model.generation_config.eos_token_id
-        self.stop_token_ids = frozenset([stops] if isinstance(stops, int) else stops or [])
-
-    def _submit(self, sequence: Sequence, mailbox: _Mailbox) -> None:
-        with self._wake:
+    def _submit(self, task: _Task) -> None:
+        with self._lock:
             if self._draining:
                 raise Overloaded("The model's replica is shutting down. Please try again.")
-            if len(self._waiting) >= self._spec.max_queued_requests:
+            waiting = self._stats.waiting + len(self._submitted)
+            if waiting >= self._spec.max_queued_requests:
                 raise Overloaded(
-                    f"The model has {len(self._waiting)} requests waiting. Please try again later.",
+                    f"The model has {waiting} requests waiting. Please try again later.",
                 )
-            self._waiting.append((sequence, mailbox))
-            self._mailboxes[sequence.request.request_id] = (sequence, mailbox)
-            self._wake.notify()
+            self._submitted.append(task)
+            self._tasks[task.request.request_id] = task
+            self._lock.notify()
+
+    def _cancel(self, task: _Task) -> None:
+        """Have a task end, with the lock held: at once where the thread has not taken it up."""
+        if task in self._submitted:
+            self._submitted.remove(task)
+            _send([(task, StepOutput([], "abort"))])
+        else:
+            self._cancelled.append(task)
+            self._lock.notify()
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            sequences = [sequence for sequence, _ in batch]
-            mailboxes = {id(sequence): mailbox for sequence, mailbox in batch}
-            self._running = len(batch)
+        try:
+            while self._take_up():
+                self._end_overdue()
+                _send(self._next())
+        except BaseException:  # whoever waits must hear of it; health checks see the thread ended
+            _log.exception("the chat engine has ended")
+            with self._lock:
+                self._draining = True
+                tasks = [*self._running.values(), *self._submitted]
+            _send([(task, StepOutput([], "error", error="engine ended")) for task in tasks])
+            raise
+
+    def _next(self) -> list[tuple[_Task, StepOutput]]:
+        """Plan and run a step; what it fails for ends, and the rest goes on."""
+        plan = self._scheduler.plan()
+        try:
+            self._runner.copy(plan.copies)
+        except Exception as error:  # the pasts of any could be wrong now
+            _log.exception("keys and values could not be copied")
+            running = [self._running[sequence] for sequence in self._scheduler.running]
+            return [(task, self._end(task, "error", type(error).__name__)) for task in running]
+        try:
+            return self._step(plan.pieces) if plan.pieces else []
+        except Exception:  # found out below whose fault it is
+            _log.exception("a chat step failed")
+            return self._one_by_one(plan.pieces)
+
+    def _take_up(self) -> bool:
+        """Wait for work, and take up what callers asked for; False once drained."""
+        with self._lock:
+            self._lock.wait_for(
+                lambda: self._submitted or self._cancelled or self._running or self._draining
+            )
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+            for task in submitted:
+                self._running[task.sequence] = task
+                self._scheduler.add(task.sequence)
+            _send([(t, self._end(t, "abort")) for t in cancelled if t.sequence in self._running])
+            self._count()
+            return bool(self._running) or not self._draining
+
+    def _count(self) -> None:
+        self._stats = EngineStats(
+            len(self._scheduler.running), self._scheduler.waiting, self._scheduler.preemptions
+        )
+
+    def _end(self, task: _Task, finish: EngineFinish, error: str | None = None) -> StepOutput:
+        del self._running[task.sequence]
+        self._scheduler.remove(task.sequence)
+        return StepOutput([], finish, error=error)
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        overdue = [
+            task
+            for task in self._running.values()
+            if task.request.deadline is not None and task.request.deadline <= now
+        ]
+        _send([(task, self._end(task, "error", "deadline exceeded")) for task in overdue])
+
+    def _step(self, pieces: list[Piece]) -> list[tuple[_Task, StepOutput]]:
+        logits = self._runner.run(pieces)
+        drawing = [self._running[piece.sequence] for piece in pieces if piece.last]
+        drawn = draw(logits, [task.sampler for task in drawing]) if drawing else []
+        self._scheduler.commit(pieces)
+        return [
+            (task, self._advance(task, token, logprobs))
+            for task, (token, logprobs) in zip(drawing, drawn, strict=True)
+        ]
+
+    def _one_by_one(self, pieces: list[Piece]) -> list[tuple[_Task, StepOutput]]:
+        """Run each piece of a step that failed alone, and end the sequences that fail so too."""
+        outputs = []
+        for piece in pieces:
             try:
-                self._run_batch(sequences, mailboxes)
-            except Exception as error:  # one batch's failure must not end the engine
-                _log.exception("a chat batch failed")
-                for mailbox in mailboxes.values():
-                    mailbox.send(StepOutput([], "error", error=type(error).__name__))
-            self._running = 0
+                outputs += self._step([piece])
+            except Exception as error:  # handed to the request it belongs to
+                task = self._running[piece.sequence]
+                outputs.append((task, self._end(task, "error", type(error).__name__)))
+        return outputs
 
-    def _run_batch(self, sequences: list[Sequence], mailboxes: dict[int, _Mailbox]) -> None:
-        batch = StaticBatch(self._model, sequences, self.stop_token_ids)
-        while batch.sequences:
-            for sequence, output in batch.step():
-                mailboxes[id(sequence)].send(output)
-                if output.finish is not None:
-                    del mailboxes[id(sequence)]
+    def _advance(self, task: _Task, token: int, logprobs: TokenLogprobs | None) -> StepOutput:
+        sequence = task.sequence
+        sequence.tokens.append(token)
+        finish: EngineFinish | None = None
+        if token in self.stop_token_ids:
+            finish = "stop"
+        elif (
+            sequence.generated >= sequence.request.max_new_tokens
+            or len(sequence.tokens) >= self.context
+        ):
+            finish = "length"
+        if finish is not None:
+            self._end(task, finish)
+        cached = sequence.cached or 0
+        reported = None if logprobs is None else [logprobs]
+        return StepOutput([token], finish, reported, cached_tokens=cached)
 
-    def _next_batch(self) -> list[tuple[Sequence, _Mailbox]]:
-        """Wait for work and take what may run together; empty when drained."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._draining)
-            size = min(len(self._waiting), self._spec.max_running_requests)
-            return [self._waiting.popleft() for _ in range(size)]
 
+class _Task:
+    """A request with its caller: outputs go from the engine's thread to the caller's loop."""
 
-class _Mailbox:
-    """One request's outputs, on their way from the engine's thread to the caller's loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.sequence = Sequence(request, list(request.prompt_ids))
+        self.sampler = Sampler(request.sampling, request.prompt_ids)
+        self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[StepOutput] = asyncio.Queue()
 
-    def send(self, output: StepOutput) -> None:
-        """Deliver from another thread; a loop that is gone needs nothing any more."""
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, output)
-        except RuntimeError:
-            _log.debug("the caller's loop has closed")
+    def deliver(self, output: StepOutput) -> None:
+        """Hand over an output, in the caller's loop."""
+        self._queue.put_nowait(output)
 
     async def receive(self) -> StepOutput:
         """Wait for the next output."""
         return await self._queue.get()
+
+
+def _send(outputs: Iterable[tuple[_Task, StepOutput]]) -> None:
+    """Deliver outputs to their callers' loops, waking each loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Task, StepOutput]]] = {}
+    for task, output in outputs:
+        by_loop.setdefault(task.loop, []).append((task, output))
+    for loop, own in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, own)
+        except RuntimeError:  # a loop that is gone needs nothing any more
+            _log.debug("a caller's loop has closed")
+
+
+def _deliver(outputs: list[tuple[_Task, StepOutput]]) -> None:
+    for task, output in outputs:
+        task.deliver(output)

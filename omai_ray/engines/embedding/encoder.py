@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 from omai_ray.engines.device import has_bfloat16, has_onednn
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
-from omai_ray.engines.embedding.linear import packed
 from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
-from omai_ray.engines.embedding.wiring import Wiring, rewire, watch
+from omai_ray.engines.linear import packed
+from omai_ray.engines.wiring import Wiring, rewire, watch
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.embedding.linear import PackedLinear
-from omai_ray.engines.embedding.wiring import Activation, Chain, Wiring
+from omai_ray.engines.linear import PackedLinear
+from omai_ray.engines.wiring import Activation, Chain, Wiring
 
 LOUD_CHANNELS = 16
 _MIGRATION = 0.75  # how much of a channel's size goes from the activations to the weights

@@ -1,17 +1,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import dataclasses
+import math
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.protocol import GenerationRequest, SamplingParams, StepOutput
+from omai_ray.engines.chat.scheduler import Piece
 from omai_ray.engines.chat.transformers_engine import TransformersEngine
-from omai_ray.errors import CheckpointError, Overloaded
+from omai_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextTooLong,
+    InvalidRequest,
+    Overloaded,
+    ServerError,
+)
 from tests.checkpoints import save_chat_checkpoint
 
 PROMPTS = [[5, 9, 40], [7], [11, 12, 13, 14, 15, 16, 17], [100, 101]]
@@ -140,29 +172,193 @@ async def test_a_full_queue_refuses_by_name(checkpoint: Path) -> None:
     """One request more than may wait is refused with Overloaded, and the others are answered."""
     spec = ModelSpec(name="m", task="chat", source=str(checkpoint), max_queued_requests=1)
     engine = TransformersEngine(spec)
-    engine._load()  # the thread is not started yet, so that what is queued stays queued
+    engine.vocab_size = 256  # the thread is not started yet, so that what is queued stays queued
     first = asyncio.create_task(collect(engine, GenerationRequest("a", [5], 2, GREEDY)))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="1 requests waiting"):
         await collect(engine, GenerationRequest("b", [5], 2, GREEDY))
-    engine._load = lambda: None  # type: ignore[method-assign]
     engine.start()
     assert len(tokens(await first)) >= 1
     await engine.drain()
 
 
-async def test_a_failing_step_fails_its_batch_and_not_the_engine(
+async def test_a_failing_step_fails_only_whom_it_concerns(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception in a step reaches its requests; the next request is served."""
-    model = engine._model
-    with monkeypatch.context() as patched:
-        patched.setattr(engine, "_model", None)
-        outputs = await collect(engine, GenerationRequest("a", [5], 2, GREEDY))
-        assert outputs[-1].finish == "error"
-    assert engine._model is model
+    """Of the sequences of a step that fails, those that run alone go on, token for token."""
+    expected = tokens(await collect(engine, GenerationRequest("a", [5, 6], 12, GREEDY)))
+    run = engine._runner.run
+
+    def fragile(pieces: Sequence[Piece]) -> torch.Tensor:
+        if any(piece.sequence.request.request_id == "poison" for piece in pieces):
+            raise ValueError("poison")
+        return run(pieces)
+
+    monkeypatch.setattr(engine._runner, "run", fragile)
+    good, bad = await asyncio.gather(
+        collect(engine, GenerationRequest("b", [5, 6], 12, GREEDY)),
+        collect(engine, GenerationRequest("poison", [7], 12, GREEDY)),
+    )
+    assert tokens(good) == expected
+    assert bad[-1] == StepOutput([], "error", error="ValueError")
     engine.check_health()
-    assert (await collect(engine, GenerationRequest("b", [5], 2, GREEDY)))[-1].finish is not None
+
+
+async def test_an_engine_that_ends_tells_those_who_wait(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect of the scheduler itself leaves nobody hanging; the health check finds it."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(engine._scheduler, "plan", lambda: 1 / 0)
+    outputs = await collect(engine, GenerationRequest("a", [5], 2, GREEDY))
+    assert outputs[-1].finish == "error"
+    engine._thread.join(10)  # type: ignore[union-attr]
+    with pytest.raises(ServerError, match="not running"):
+        engine.check_health()
+    with pytest.raises(Overloaded):
+        await collect(engine, GenerationRequest("b", [5], 2, GREEDY))
+
+
+async def test_what_is_overdue_ends(engine: TransformersEngine) -> None:
+    """Running or still waiting, a request is not continued after its deadline."""
+    endless = SamplingParams(temperature=0, logit_bias={42: 1000.0})
+    late = GenerationRequest("a", [5], 250, endless, deadline=time.monotonic())
+    outputs = await collect(engine, late)
+    assert outputs == [StepOutput([], "error", error="deadline exceeded")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_ids": []}, "no token"),
+        ({"prompt_ids": [5, -1]}, "outside the vocabulary"),
+        ({"prompt_ids": [10**6]}, "outside the vocabulary"),
+        ({"prompt_ids": [5] * 256}, "256 tokens; the model's context of 256"),
+        ({"max_new_tokens": 0}, "max_tokens is 0"),
+        ({"sampling": SamplingParams(temperature=math.nan)}, "temperature is nan"),
+        ({"sampling": SamplingParams(top_p=1.5)}, "top_p is 1.5"),
+        ({"sampling": SamplingParams(logit_bias={10**6: 1.0})}, "logit_bias"),
+        ({"sampling": SamplingParams(logit_bias={5: math.inf})}, "logit_bias"),
+        ({"sampling": SamplingParams(logprobs=-1)}, "logprobs is -1"),
+    ],
+)
+async def test_what_cannot_run_is_refused_by_name(
+    engine: TransformersEngine, changes: dict[str, Any], message: str
+) -> None:
+    """And the engine is unharmed."""
+    request = dataclasses.replace(GenerationRequest("a", [5], 4, GREEDY), **changes)
+    with pytest.raises((InvalidRequest, ContextTooLong), match=message):
+        await collect(engine, request)
+    assert len(tokens(await collect(engine, GenerationRequest("b", [5], 4, GREEDY)))) >= 1
+
+
+async def test_an_answer_ends_where_the_context_does(engine: TransformersEngine) -> None:
+    """With finish `length`, though more was asked for."""
+    endless = SamplingParams(temperature=0, logit_bias={42: 1000.0})
+    outputs = await collect(engine, GenerationRequest("a", [5] * 250, 100, endless))
+    assert len(tokens(outputs)) == 6
+    assert outputs[-1].finish == "length"
+
+
+async def test_a_prompt_seen_before_is_reported_as_cached(engine: TransformersEngine) -> None:
+    """Within an account; the answer is the same."""
+    prompt = list(range(5, 100))
+    answers = [
+        await collect(engine, GenerationRequest(f"{at}", prompt, 8, GREEDY, account=account))
+        for at, account in enumerate(["a", "a", "b"])
+    ]
+    assert [answer[0].cached_tokens for answer in answers] == [0, 94, 0]
+    assert tokens(answers[0]) == tokens(answers[1]) == tokens(answers[2])
+
+
+async def test_little_memory_costs_time_and_nothing_else(checkpoint: Path) -> None:
+    """Where keys and values of one sequence only have room, all answers are the same."""
+    roomy = ModelSpec(name="m", task="chat", source=str(checkpoint))
+    tight = roomy.model_copy(update={"kv_cache_gib": 260 * 2 * 2 * 16 * 4 / 2**30})
+    requests = [GenerationRequest(f"{i}", [5 + i] * 40, 150, GREEDY) for i in range(6)]
+    answers = []
+    for spec in (roomy, tight):
+        engine = TransformersEngine(spec)
+        engine.start()
+        found = await asyncio.gather(*(collect(engine, request) for request in requests))
+        answers.append([tokens(outputs) for outputs in found])
+        preemptions = engine.stats().preemptions
+        await engine.drain()
+    assert answers[0] == answers[1]
+    assert preemptions > 0
+
+
+def test_too_little_memory_for_one_sequence_ends_the_load(checkpoint: Path) -> None:
+    """With what is needed and what can be done."""
+    spec = ModelSpec(name="m", task="chat", source=str(checkpoint), kv_cache_gib=1e-6)
+    with pytest.raises(ConfigError, match=r"256 tokens need .* lower `context` or raise"):
+        TransformersEngine(spec).start()
+
+
+ARCHITECTURES: list[tuple[type[PreTrainedConfig], dict[str, Any]]] = [
+    (LlamaConfig, {"num_key_value_heads": 2}),
+    (Qwen2Config, {"num_key_value_heads": 2}),
+    (Qwen3Config, {"num_key_value_heads": 1, "head_dim": 16}),
+    (MistralConfig, {"num_key_value_heads": 2, "sliding_window": 9}),
+    (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}),
+    (
+        Gemma3TextConfig,
+        {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8},
+    ),
+    (PhiConfig, {"partial_rotary_factor": 0.5}),
+    (Phi3Config, {"num_key_value_heads": 2}),
+    (GPT2Config, {}),
+    (GPTNeoXConfig, {}),
+    (Olmo2Config, {}),
+    (GraniteConfig, {"num_key_value_heads": 2}),
+    (OPTConfig, {"word_embed_proj_dim": 32, "ffn_dim": 64}),
+]
+
+
+@pytest.mark.parametrize(("config", "options"), ARCHITECTURES)
+async def test_greedy_tokens_equal_generate_for_every_architecture(
+    tmp_path: Path, config: type[PreTrainedConfig], options: dict[str, Any]
+) -> None:
+    """In float32, alone and in a mix that is chunked, joined, cached and left at will."""
+    save_chat_checkpoint(tmp_path, config=config, **options)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(250) for _ in range(n)] for n in (1, 3, 12, 31, 70)]
+    prompts += [[*prompts[4][:50], 9, 8]]
+    engine = TransformersEngine(ModelSpec(name="m", task="chat", source=str(tmp_path)))
+    engine.start()
+    alone = [
+        tokens(await collect(engine, GenerationRequest(f"a{i}", p, 20, GREEDY)))
+        for i, p in enumerate(prompts)
+    ]
+    together = await asyncio.gather(
+        *(collect(engine, GenerationRequest(f"b{i}", p, 20, GREEDY)) for i, p in enumerate(prompts))
+    )
+    await engine.drain()
+    for prompt, first, second in zip(prompts, alone, together, strict=True):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+        )
+        assert first == expected[0, len(prompt) :].tolist()
+        assert tokens(second) == first
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8}),
+        (MambaConfig, {"state_size": 4}),
+    ],
+)
+def test_an_architecture_that_cannot_be_served_is_refused_at_load(
+    tmp_path: Path, config: type[PreTrainedConfig], options: dict[str, Any]
+) -> None:
+    """Soft-capped scores, a recurrent state."""
+    save_chat_checkpoint(tmp_path, config=config, **options)
+    engine = TransformersEngine(ModelSpec(name="m", task="chat", source=str(tmp_path)))
+    with pytest.raises(CheckpointError, match="cannot be served by the `transformers` engine"):
+        engine.start()
 
 
 def test_pickled_weights_are_refused_at_load(checkpoint: Path, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ async def test_a_waiting_request_that_is_left_frees_its_place(
     """Clients that went away do not fill the queue; an aborted one is told so at once."""
     spec = ModelSpec(name="m", task="chat", source=str(checkpoint), max_queued_requests=2)
     engine = TransformersEngine(spec)
-    engine._load()  # the thread is not started, so that what is queued stays queued
+    engine.vocab_size = 256  # the thread is not started, so that what is queued stays queued
     gone = [asyncio.create_task(_first(engine, f"g{number}")) for number in range(2)]
     await asyncio.sleep(0)
     assert engine.stats().waiting == 2

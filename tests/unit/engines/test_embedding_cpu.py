@@ -30,9 +30,9 @@ from omai_ray.engines.embedding.engine import EmbeddingEngine
 from omai_ray.engines.embedding.half_attention import attend_half
 from omai_ray.engines.embedding.int8 import Int8Chain, Int8Linear
 from omai_ray.engines.embedding.lanes import Lanes
-from omai_ray.engines.embedding.linear import PackedLinear
 from omai_ray.engines.embedding.packing import Packing
-from omai_ray.engines.embedding.wiring import rewire, watch
+from omai_ray.engines.linear import PackedLinear
+from omai_ray.engines.wiring import rewire, watch
 from omai_ray.errors import ConfigError
 from tests.checkpoints import save_embedding_checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.embedding.wiring import Activation, Wiring
+from omai_ray.engines.wiring import Activation, Wiring
 
 
 class PackedLinear(nn.Module):

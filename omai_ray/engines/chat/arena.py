@@ -1,0 +1,61 @@
+"""Where the keys and values of sequences lie: contiguous extents of one arena of token places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`size` token places from `start` on; size is a power of two and divides start."""
+
+    start: int
+    size: int
+
+
+class Arena:
+    """Hands out extents, the lowest first, and joins what is given back.
+
+    Contiguous, so that attention reads a sequence in place; sizes are powers of two, so that
+    neighbours can be read in one go. This is buddy allocation (Knowlton 1965).
+    total: token places in all. least: size of the smallest extent, a power of two.
+    """
+
+    def __init__(self, total: int, least: int) -> None:
+        self.least = least
+        self.free_places = 0
+        self._free: dict[int, set[int]] = {}  # starts by size
+        start = 0
+        while total - start >= least:
+            size = 1 << ((total - start).bit_length() - 1)
+            self.free(Extent(start, size))
+            start += size
+        self.total = start
+
+    def size_for(self, tokens: int) -> int:
+        """Return the size of the extent that holds so many tokens."""
+        return max(self.least, 1 << max(0, tokens - 1).bit_length())
+
+    def take(self, tokens: int) -> Extent | None:
+        """Return a free extent for so many tokens, or None where none is large enough."""
+        wanted = self.size_for(tokens)
+        sizes = [size for size, starts in self._free.items() if size >= wanted and starts]
+        if not sizes:
+            return None
+        size = min(sizes)
+        start = min(self._free[size])
+        self._free[size].remove(start)
+        while size > wanted:
+            size //= 2
+            self._free.setdefault(size, set()).add(start + size)
+        self.free_places -= wanted
+        return Extent(start, wanted)
+
+    def free(self, extent: Extent) -> None:
+        """Take an extent back."""
+        start, size = extent.start, extent.size
+        self.free_places += size
+        while (start ^ size) in self._free.get(size, ()):
+            self._free[size].remove(start ^ size)
+            start, size = start & ~size, size * 2
+        self._free.setdefault(size, set()).add(start)

@@ -1,0 +1,213 @@
+"""Which tokens the next step computes, and where their keys and values go. Free of torch.
+
+Every step continues all running sequences by one token and fills what is left of its tokens with
+prompts, in chunks. A sequence has a contiguous extent that doubles as it grows; where none is free,
+finished sequences are evicted, and then the youngest running one makes room and starts again later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from omai_ray.engines.chat.arena import Arena, Extent
+from omai_ray.engines.chat.prefixes import Prefixes, Stored
+from omai_ray.engines.chat.protocol import GenerationRequest
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A request on its way. tokens: the prompt and what was sampled since.
+
+    cached: prompt tokens that had not to be computed when it was first admitted; None before.
+    """
+
+    request: GenerationRequest
+    tokens: list[int]
+    stored: Stored | None = None
+    cached: int | None = None
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were sampled."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Keys and values of `count` tokens to be copied, from one place to another."""
+
+    source: int
+    target: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of a sequence that are to be computed: `count` from `start` on."""
+
+    sequence: Sequence
+    stored: Stored
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        """Whether all of the sequence's tokens are computed then, so that the next is drawn."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(slots=True)
+class Plan:
+    """A step: copies first, in order, then pieces."""
+
+    copies: list[Copy] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class Scheduler:
+    """Decides; it knows nothing of models.
+
+    max_running: sequences that run at once. step_tokens: most tokens of a step, unless more run.
+    Among accounts, who was served least comes first (the virtual token counter of Sheng et al.
+    2024); within one, who came first.
+    """
+
+    def __init__(self, arena: Arena, max_running: int, step_tokens: int) -> None:
+        self._arena = arena
+        self._max_running = max_running
+        self._step_tokens = step_tokens
+        self._prefixes = Prefixes()
+        self._waiting: dict[str, deque[Sequence]] = {}
+        self._served: dict[str, int] = {}  # tokens, of accounts that have a sequence here
+        self.running: list[Sequence] = []  # in order of admission
+        self.preemptions = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait."""
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn."""
+        account = sequence.request.account
+        if account not in self._served:
+            self._served[account] = min(self._served.values(), default=0)
+        self._waiting.setdefault(account, deque()).append(sequence)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Yield all that run or wait."""
+        yield from self.running
+        for queue in self._waiting.values():
+            yield from queue
+
+    def remove(self, sequence: Sequence) -> None:
+        """End a sequence, wherever it is; what was computed of it stays while there is room."""
+        account = sequence.request.account
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self._waiting[account].remove(sequence)
+            if not self._waiting[account]:
+                del self._waiting[account]
+        if account not in {other.request.account for other in self.sequences()}:
+            del self._served[account]
+
+    def plan(self) -> Plan:
+        """Return the next step; empty where there is nothing to do."""
+        plan = Plan()
+        for sequence in list(self.running):
+            if sequence in self.running:  # it may have been preempted by one before it
+                self._make_room(sequence, plan)
+        decoding = [s for s in self.running if len(s.tokens) - _stored(s).computed == 1]
+        # Neighbours in the arena are read in one go.
+        decoding.sort(key=lambda s: (_stored(s).extent.size, _stored(s).extent.start))
+        for sequence in decoding:
+            self._compute(sequence, 1, plan)
+        room = max(self._step_tokens - len(decoding), self._step_tokens // 4)
+        for sequence in self.running:
+            left = len(sequence.tokens) - _stored(sequence).computed
+            if left > 1 and room > 0:
+                room -= self._compute(sequence, min(left, room), plan)
+        while room > 0 and len(self.running) < self._max_running:
+            admitted = self._admit(plan)
+            if admitted is None:
+                break
+            left = len(admitted.tokens) - _stored(admitted).computed
+            room -= self._compute(admitted, min(left, room), plan)
+        return plan
+
+    def commit(self, pieces: Iterable[Piece]) -> None:
+        """Note that pieces were computed."""
+        for piece in pieces:
+            piece.stored.computed = piece.start + piece.count
+            self._prefixes.note(piece.stored)
+            self._served[piece.sequence.request.account] += piece.count
+
+    def _compute(self, sequence: Sequence, count: int, plan: Plan) -> int:
+        stored = _stored(sequence)
+        plan.pieces.append(Piece(sequence, stored, stored.computed, count))
+        return count
+
+    def _make_room(self, sequence: Sequence, plan: Plan) -> None:
+        """See that a running sequence's extent holds its tokens, or preempt someone."""
+        stored = _stored(sequence)
+        if len(sequence.tokens) <= stored.extent.size:
+            return
+        while (extent := self._take(len(sequence.tokens))) is None:
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return
+        plan.copies.append(Copy(stored.extent.start, extent.start, stored.computed))
+        self._arena.free(stored.extent)
+        stored.extent = extent
+
+    def _take(self, tokens: int) -> Extent | None:
+        while (extent := self._arena.take(tokens)) is None:
+            evicted = self._prefixes.evict()
+            if evicted is None:
+                return None
+            self._arena.free(evicted.extent)
+        return extent
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self._waiting.setdefault(sequence.request.account, deque()).appendleft(sequence)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self._prefixes.finish(_stored(sequence))
+        sequence.stored = None
+
+    def _admit(self, plan: Plan) -> Sequence | None:
+        """Let the next one run, where there is a place for its tokens and one more."""
+        if not self._waiting:
+            return None
+        account = min(self._waiting, key=self._served.__getitem__)
+        sequence = self._waiting[account][0]
+        shared, count = self._prefixes.find(account, sequence.tokens)
+        source = shared.extent.start if shared is not None else 0
+        extent = self._take(len(sequence.tokens) + 1)
+        if extent is None:
+            return None
+        self._waiting[account].popleft()
+        if not self._waiting[account]:
+            del self._waiting[account]
+        # `shared` may have been evicted for this very extent: copies go before what is computed.
+        if count and source != extent.start:
+            plan.copies.append(Copy(source, extent.start, count))
+        sequence.stored = Stored(account, sequence.tokens, extent, count)
+        if sequence.cached is None:
+            sequence.cached = count
+        self.running.append(sequence)
+        return sequence
+
+
+def _stored(sequence: Sequence) -> Stored:
+    if sequence.stored is None:
+        raise RuntimeError("a sequence that does not run has no place")
+    return sequence.stored
