@@ -59,6 +59,7 @@ class Meter:
     ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cached_tokens = 0
         self.finish_reason: str | None = None
         self._ledger = ledger
         self._permit = permit
@@ -104,7 +105,7 @@ class Meter:
             status=status,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
-            cached_tokens=0,
+            cached_tokens=self.cached_tokens,
             started_at=self._started,
             duration_ms=round((perf_counter() - self._started_s) * 1000),
             finish_reason=self.finish_reason,

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, Meter, status_of
+from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
 from omai_ray.api.backends import ServedChat, ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, context_of, internal_error
 from omai_ray.api.render import JsonBytes
@@ -43,7 +43,7 @@ class ChatEndpoint:
         served = self._models.chat(body.model)
         prompt_ids = await _render(served, body, len(await request.body()))
         limit = _completion_limit(served, len(prompt_ids), body)
-        job = _job(served, body, prompt_ids, limit, context_of(request.scope).usage_id)
+        job = _job(served, body, prompt_ids, limit, request)
         typical = body.completion_limit or served.spec.typical_output_tokens
         meter = await self._accountant.admit(
             request,
@@ -92,7 +92,7 @@ def _completion_limit(served: ServedChat, prompt_tokens: int, body: ChatRequest)
 
 
 def _job(
-    served: ServedChat, body: ChatRequest, prompt_ids: list[int], limit: int, usage_id: str
+    served: ServedChat, body: ChatRequest, prompt_ids: list[int], limit: int, request: Request
 ) -> ChatJob:
     bias = {int(key): value for key, value in (body.logit_bias or {}).items()}
     for token_id in bias:
@@ -112,7 +112,8 @@ def _job(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     return ChatJob(
-        request_id=usage_id,
+        request_id=context_of(request.scope).usage_id,
+        account=principal_of(request).account_id,
         prompt_ids=prompt_ids,
         max_new_tokens=limit,
         sampling=sampling,
@@ -191,6 +192,7 @@ class Answering:
             self._meter.prompt_tokens = len(self._job.prompt_ids)
             self._meter.completion_tokens += sum(delta.tokens for delta in deltas)
             for delta in deltas:
+                self._meter.cached_tokens = max(self._meter.cached_tokens, delta.cached_tokens)
                 self._meter.finish_reason = delta.finish or self._meter.finish_reason
             yield deltas
 
@@ -200,11 +202,12 @@ class Answering:
         finally:
             await self._meter.close(status)
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self._meter.prompt_tokens,
             "completion_tokens": self._meter.completion_tokens,
             "total_tokens": self._meter.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._meter.cached_tokens},
         }
 
 

@@ -82,7 +82,12 @@ async def test_include_usage_adds_one_chunk_without_choices(api: Api) -> None:
     assert all(chunk["usage"] is None for chunk in chunks)
     check(last, "CreateChatCompletionStreamResponse")
     assert last["choices"] == []
+    first, second = (
+        usage.pop("prompt_tokens_details") for usage in (whole["usage"], last["usage"])
+    )
     assert whole["usage"] == last["usage"]
+    assert first == {"cached_tokens": 0}
+    assert second == {"cached_tokens": whole["usage"]["prompt_tokens"] - 1}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -110,7 +115,8 @@ async def test_n_choices_differ_each_with_its_own_role_and_reason(api: Api) -> N
     for index in range(3):
         mine = [choice for choice in choices if choice["index"] == index]
         assert mine[0]["delta"] == {"role": "assistant", "content": ""}
-        assert [c["finish_reason"] for c in mine if c["finish_reason"]] == ["length"]
+        reasons = [c["finish_reason"] for c in mine if c["finish_reason"]]
+        assert reasons == [three["choices"][index]["finish_reason"]]
 
 
 async def test_logprobs_come_with_each_token_whole_and_streamed(api: Api) -> None:

@@ -178,7 +178,11 @@ async def test_the_ledger_is_the_sum_of_the_responses(api: Api) -> None:
         requests=len(seen),
         prompt_tokens=sum(usage["prompt_tokens"] for usage in seen),
         completion_tokens=sum(usage.get("completion_tokens", 0) for usage in seen),
+        cached_tokens=sum(
+            usage.get("prompt_tokens_details", {}).get("cached_tokens", 0) for usage in seen
+        ),
     )
+    assert expected.cached_tokens > 0
     assert expected == await api.ledger.totals(account)
 
 

@@ -7,10 +7,12 @@ its attention interface. An implementation without a mask function gets no mask 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -129,7 +131,15 @@ class KeyValues:
                 part[target : target + count] = part[source : source + count].clone()
 
     def _make(self, states: Tensor) -> Tensor:
-        return states.new_empty(self.places, states.shape[0], states.shape[2])
+        """Return zeros: what is masked is multiplied all the same, and must be finite.
+
+        On a CPU the kernel gives zeroed pages as they are used, so that room costs nothing yet.
+        """
+        shape = (self.places, states.shape[0], states.shape[2])
+        if states.device.type != "cpu":
+            return states.new_zeros(shape)
+        size = math.prod(shape) * states.element_size()
+        return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(states.dtype).view(shape)
 
 
 def slot_attention(

@@ -26,7 +26,7 @@ FLUSH_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """A prompt to answer n times. max_new_tokens is for each answer."""
+    """A prompt to answer n times. max_new_tokens is for each answer. account: as the engine's."""
 
     request_id: str
     prompt_ids: list[int]
@@ -35,6 +35,7 @@ class ChatJob:
     n: int = 1
     stop: list[str] = field(default_factory=list)
     parse_tools: bool = False
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,10 @@ class TextLogprob:
 
 @dataclass(slots=True)
 class ChatDelta:
-    """What one choice gained: text, whole tool calls, tokens sampled; and how it ended."""
+    """What one choice gained: text, whole tool calls, tokens sampled; and how it ended.
+
+    cached_tokens: prompt tokens that had not to be computed for it.
+    """
 
     index: int
     text: str = ""
@@ -56,6 +60,7 @@ class ChatDelta:
     tokens: int = 0
     logprobs: list[TextLogprob] = field(default_factory=list)
     finish: Finish | None = None
+    cached_tokens: int = 0
 
     def absorb(self, later: ChatDelta) -> None:
         """Append what the same choice gained next."""
@@ -64,6 +69,7 @@ class ChatDelta:
         self.tokens += later.tokens
         self.logprobs += later.logprobs
         self.finish = later.finish
+        self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
 
 
 class ChatGenerator:
@@ -109,7 +115,7 @@ class ChatGenerator:
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
         request = GenerationRequest(
-            f"{job.request_id}-{index}", job.prompt_ids, job.max_new_tokens, sampling
+            f"{job.request_id}-{index}", job.prompt_ids, job.max_new_tokens, sampling, job.account
         )
         choice = _Choice(job, index, self._tokenizer, self._engine.stop_token_ids)
         outputs = self._engine.generate(request)
@@ -140,7 +146,9 @@ class _Choice:
         """Turn new tokens into text and calls. Raises ServerError where the engine gave up."""
         if output.finish in ("abort", "error"):
             raise ServerError("The model could not finish the answer. Please try again.")
-        delta = ChatDelta(self._index, tokens=len(output.token_ids))
+        delta = ChatDelta(
+            self._index, tokens=len(output.token_ids), cached_tokens=output.cached_tokens
+        )
         delta.logprobs = [
             self._logprob(token, logprob)
             for token, logprob in zip(output.token_ids, output.logprobs or [], strict=False)

@@ -1,0 +1,170 @@
+"""Tokens per second of the chat engine against transformers' own ways of generating.
+
+`python benchmarks/chat.py [--quick]`: a Llama shape of 135 million parameters with random weights
+in bfloat16 (float32 on a CPU without it), prompts of 128 random tokens, 128 new tokens each
+(--quick: 48), greedy and without an end. Everyone runs the same weights and prompts in a process of
+its own, one after the other in each round; medians over the rounds. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from omai_ray.catalog import ModelSpec, locate
+from omai_ray.engines.device import has_bfloat16
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = Path(__file__).with_name("chat_runner.py")
+PROMPT_TOKENS = 128
+CASES = [
+    ("omai_ray", 1),
+    ("generate", 1),
+    ("omai_ray", 8),
+    ("static_batch", 8),
+    ("omai_ray", 32),
+    ("static_batch", 32),
+    ("transformers_cb", 32),
+]
+
+
+def checkpoint(folder: Path) -> Path:
+    """Write the model: SmolLM2-135M's shape, the built-in model's tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16 if has_bfloat16() else torch.float32)
+    path = folder / "model"
+    model.save_pretrained(path)
+    builtin = locate(ModelSpec(name="m", task="chat", source="builtin:omai-chat-small"))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(builtin / name, path / name)
+    return path
+
+
+class Runner:
+    """One way of generating, in its own process; only one of them works at a time."""
+
+    def __init__(self, name: str, model: Path, new_tokens: int, folder: Path) -> None:
+        self._log = folder / f"{name}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(RUNNER), name, str(model), str(new_tokens)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+            )
+        if self._answer() != "ready":
+            raise SystemExit(f"{name} could not be started: {self._tail()}")
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def _tail(self) -> str:
+        return " | ".join(self._log.read_text().strip().splitlines()[-3:])
+
+    def run(self, count: int) -> float:
+        """Continue so many prompts at once and return the seconds it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if not answer:
+            raise SystemExit(f"a runner ended: {self._tail()}")
+        return float(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def read_gb_per_s() -> float:
+    """Return the rate at which this process reads memory, all threads together."""
+    values = torch.ones(2**28, dtype=torch.float32)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - start)
+    return values.numel() * 4 / min(seconds) / 1e9
+
+
+def main() -> int:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
+    options = parser.parse_args()
+    new_tokens, rounds = (48, 2) if options.quick else (128, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(new_tokens, rounds, Path(folder))
+    return 0
+
+
+def measure(new_tokens: int, rounds: int, folder: Path) -> None:
+    """Measure everything and print it."""
+    model = checkpoint(folder)
+    weights = (model / "model.safetensors").stat().st_size
+    figures: dict[str, Any] = {
+        "new_tokens": new_tokens,
+        "prompt_tokens": PROMPT_TOKENS,
+        "dtype": "bfloat16" if has_bfloat16() else "float32",
+        "cpu": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    names = dict.fromkeys(name for name, _ in CASES)
+    runners = {name: Runner(name, model, new_tokens, folder) for name in names}
+    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in CASES}
+    for _ in range(rounds):
+        for name, count in CASES:
+            seconds[name, count].append(runners[name].run(count))
+    for runner in runners.values():
+        runner.close()
+    print("| runner | at once | tokens/s, prefill included | slowest and fastest round |")
+    print("|---|---|---|---|")
+    rates = {}
+    for (name, count), found in seconds.items():
+        tokens = count * new_tokens
+        rates[name, count] = tokens / statistics.median(found)
+        spread = f"{tokens / max(found):.0f} to {tokens / min(found):.0f}"
+        print(f"| {name} | {count} | {rates[name, count]:.1f} | {spread} |")
+        figures[f"{name}_{count}_tokens_per_s"] = round(rates[name, count], 1)
+        if name != "omai_ray":
+            figures[f"vs_{name}_{count}"] = round(rates["omai_ray", count] / rates[name, count], 2)
+    bandwidth = read_gb_per_s()
+    figures["read_gb_per_s"] = round(bandwidth, 1)
+    figures["bandwidth_share_1"] = round(rates["omai_ray", 1] * weights / 1e9 / bandwidth, 3)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
