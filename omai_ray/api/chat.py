@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
+from omai_ray.api.answer_form import answer_grammar
 from omai_ray.api.backends import ServedChat, ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, context_of, internal_error
 from omai_ray.api.render import JsonBytes
@@ -120,6 +121,8 @@ def _job(
         n=body.n or 1,
         stop=body.stops,
         parse_tools=bool(body.tools) and body.tool_choice != "none",
+        one_call=body.parallel_tool_calls is False,
+        grammar=answer_grammar(body),
     )
 
 

@@ -133,6 +133,64 @@ class TextFormat(RequestBody):
     type: Literal["text"]
 
 
+class JsonFormat(RequestBody):
+    """A JSON object, whatever is in it."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(RequestBody):
+    """A JSON Schema by name. It is always followed, `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class SchemaFormat(RequestBody):
+    """JSON that a schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+def _type(value: Any) -> Any:
+    if value is None:
+        return "null"
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("text")]
+    | Annotated[JsonFormat, Tag("json_object")]
+    | Annotated[SchemaFormat, Tag("json_schema")]
+    | Annotated[None, Tag("null")],
+    Discriminator(
+        _type,
+        custom_error_type=UNKNOWN_TAG,
+        custom_error_message="unknown type",
+        custom_error_context={
+            "expected": "'text', 'json_object' and 'json_schema'",
+            "field": "type",
+        },
+    ),
+]
+
+
+class ToolName(RequestBody):
+    """A tool's name."""
+
+    name: str
+
+
+class NamedTool(RequestBody):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
 class ChatRequest(RequestBody):
     """Messages to answer."""
 
@@ -163,9 +221,9 @@ class ChatRequest(RequestBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
-    response_format: TextFormat | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
 
     user: str | None = None

@@ -36,6 +36,19 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like.
+
+    source: a JSON Schema, a regular expression or a Lark grammar (llguidance's dialect). param:
+    the request's parameter that asked for it, for errors.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+    param: str = "response_format"
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to continue.
 
@@ -50,6 +63,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     account: str = ""
     deadline: float | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

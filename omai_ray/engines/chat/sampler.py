@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from omai_ray.engines.chat.grammar import Constraint
 from omai_ray.engines.chat.protocol import SamplingParams, TokenLogprobs
 
 # A temperature below this is argmax: float32 logits divided by it could overflow.
@@ -22,16 +23,23 @@ _CANDIDATES = 256
 
 
 class Sampler:
-    """One sequence's way of choosing: its parameters, random stream and token counts."""
+    """One sequence's way of choosing: its parameters, random stream, token counts and grammar."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         self.params = params
+        self.complete = False  # as its grammar has it
+        self._constraint = constraint
         self._random = random.Random(params.seed)  # noqa: S311 - nothing secret is drawn
         self._counts: Counter[int] = Counter()
         self._prompt = frozenset(prompt_ids) if params.repetition_penalty != 1 else frozenset()
 
     def adjust(self, logits: Tensor) -> None:
-        """Apply penalties and biases to float32 logits [V], in place."""
+        """Apply penalties, biases and the grammar to float32 logits [V], in place."""
         params = self.params
         if params.repetition_penalty != 1:
             seen = torch.tensor(sorted(self._prompt | self._counts.keys()))
@@ -45,6 +53,9 @@ class Sampler:
         if params.logit_bias:
             biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
             logits[torch.tensor(list(params.logit_bias))] += biases
+        if self._constraint is not None:
+            allowed = torch.from_numpy(self._constraint.allowed())
+            logits.masked_fill_(~allowed, float("-inf"))
 
     def number(self) -> float:
         """Return the next random number of this sequence, from 0 to below 1."""
@@ -53,6 +64,8 @@ class Sampler:
     def note(self, token: int) -> None:
         """Count a token that was drawn."""
         self._counts[token] += 1
+        if self._constraint is not None:
+            self.complete = self._constraint.accept(token)
 
 
 def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, TokenLogprobs | None]]:

@@ -11,6 +11,7 @@ from typing import Literal
 from omai_ray.engines.chat.protocol import (
     ChatEngine,
     GenerationRequest,
+    Grammar,
     SamplingParams,
     StepOutput,
     TokenLogprobs,
@@ -26,7 +27,10 @@ FLUSH_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """A prompt to answer n times. max_new_tokens is for each answer. account: as the engine's."""
+    """A prompt to answer n times. max_new_tokens is for each answer; account, grammar: as engines'.
+
+    one_call: an answer ends with its first tool call.
+    """
 
     request_id: str
     prompt_ids: list[int]
@@ -36,6 +40,8 @@ class ChatJob:
     stop: list[str] = field(default_factory=list)
     parse_tools: bool = False
     account: str = ""
+    grammar: Grammar | None = None
+    one_call: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,12 @@ class ChatGenerator:
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
         request = GenerationRequest(
-            f"{job.request_id}-{index}", job.prompt_ids, job.max_new_tokens, sampling, job.account
+            f"{job.request_id}-{index}",
+            job.prompt_ids,
+            job.max_new_tokens,
+            sampling,
+            account=job.account,
+            grammar=job.grammar,
         )
         choice = _Choice(job, index, self._tokenizer, self._engine.stop_token_ids)
         outputs = self._engine.generate(request)
@@ -141,6 +152,7 @@ class _Choice:
         self._detokenizer = Detokenizer(tokenizer, job.prompt_ids)
         self._stops = StopMatcher(job.stop)
         self._tools = ToolCallParser() if job.parse_tools else None
+        self._one_call = job.one_call
 
     def take(self, output: StepOutput) -> ChatDelta:
         """Turn new tokens into text and calls. Raises ServerError where the engine gave up."""
@@ -160,18 +172,23 @@ class _Choice:
         if ended and not self._stops.stopped:
             text += self._stops.push(self._detokenizer.flush())
             text += "" if self._stops.stopped else self._stops.flush()
-        self._split(delta, text, ended)
+        ended = self._split(delta, text, ended) or ended
         if ended:
             delta.finish = self._finish(output)
         return delta
 
-    def _split(self, delta: ChatDelta, text: str, ended: bool) -> None:
+    def _split(self, delta: ChatDelta, text: str, ended: bool) -> bool:
+        """Put text and calls into the delta; return whether that was the only call allowed."""
         if self._tools is None:
             delta.text = text
-            return
+            return False
         delta.text, delta.tool_calls = self._tools.push(text)
+        if delta.tool_calls and self._one_call:
+            del delta.tool_calls[1:]
+            return True
         if ended:
             delta.text += self._tools.flush()
+        return False
 
     def _finish(self, output: StepOutput) -> Finish:
         if self._tools is not None and self._tools.called:

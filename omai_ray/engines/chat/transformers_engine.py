@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.checks import check_request
+from omai_ray.engines.chat.grammar import Constraint, Grammars
 from omai_ray.engines.chat.protocol import (
     EngineFinish,
     EngineStats,
@@ -58,6 +59,9 @@ class TransformersEngine:
         self._runner = Runner(self._spec, self._directory, self.context)
         self.vocab_size = self._runner.vocab_size
         self.stop_token_ids = self._runner.stop_token_ids
+        self._grammars = Grammars(
+            self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
+        )
         self._scheduler = Scheduler(
             self._runner.arena, self._spec.max_running_requests, STEP_TOKENS
         )
@@ -76,11 +80,15 @@ class TransformersEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """Yield the request's tokens as they are sampled.
 
-        Raises InvalidRequest or ContextTooLong for what cannot be run, Overloaded when the queue is
-        full or the engine is draining. Leaving the iterator early cancels the request.
+        Raises InvalidRequest or ContextTooLong for what cannot be run, a grammar included, and
+        Overloaded when the queue is full or the engine is draining. Leaving the iterator early
+        cancels the request.
         """
         check_request(request, self.vocab_size, self.context)
-        task = _Task(request)
+        constraint = None
+        if request.grammar is not None:
+            constraint = await asyncio.to_thread(self._grammars.start, request.grammar)
+        task = _Task(request, constraint)
         self._submit(task)
         try:
             while True:
@@ -221,7 +229,7 @@ class TransformersEngine:
         sequence = task.sequence
         sequence.tokens.append(token)
         finish: EngineFinish | None = None
-        if token in self.stop_token_ids:
+        if token in self.stop_token_ids or task.sampler.complete:
             finish = "stop"
         elif (
             sequence.generated >= sequence.request.max_new_tokens
@@ -238,10 +246,10 @@ class TransformersEngine:
 class _Task:
     """A request with its caller: outputs go from the engine's thread to the caller's loop."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, constraint: Constraint | None) -> None:
         self.request = request
         self.sequence = Sequence(request, list(request.prompt_ids))
-        self.sampler = Sampler(request.sampling, request.prompt_ids)
+        self.sampler = Sampler(request.sampling, request.prompt_ids, constraint)
         self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[StepOutput] = asyncio.Queue()
 
