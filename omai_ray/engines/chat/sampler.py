@@ -38,6 +38,13 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._prompt = frozenset(prompt_ids) if params.repetition_penalty != 1 else frozenset()
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen by them."""
+        params = self.params
+        penalised = params.frequency_penalty or params.presence_penalty or params.logit_bias
+        return bool(penalised or params.repetition_penalty != 1 or self._constraint is not None)
+
     def adjust(self, logits: Tensor) -> None:
         """Apply penalties, biases and the grammar to float32 logits [V], in place."""
         params = self.params
@@ -73,9 +80,10 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, TokenLo
 
     Log-probabilities are the model's own: before temperature, penalties and bias.
     """
-    adjusted = logits.clone()
-    for row, sampler in enumerate(samplers):
-        sampler.adjust(adjusted[row])
+    adjusting = [row for row, sampler in enumerate(samplers) if sampler.adjusts]
+    adjusted = logits.clone() if adjusting else logits
+    for row in adjusting:
+        samplers[row].adjust(adjusted[row])
     tokens = adjusted.argmax(1).tolist()
     random_rows = [
         row for row, other in enumerate(samplers) if other.params.temperature >= _GREEDY_BELOW
