@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Future
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.checks import check_request
@@ -51,23 +52,18 @@ class TransformersEngine:
         self._cancelled: list[_Task] = []
         self._tasks: dict[str, _Task] = {}
         self._draining = False
+        self._running: dict[Sequence, _Task] = {}
         self._stats = EngineStats(0, 0)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Load the weights and start the thread that runs them."""
-        self._runner = Runner(self._spec, self._directory, self.context)
-        self.vocab_size = self._runner.vocab_size
-        self.stop_token_ids = self._runner.stop_token_ids
-        self._grammars = Grammars(
-            self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
+        """Start the thread, which loads the weights and runs them; return once it has loaded."""
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(loaded,), name="chat-engine", daemon=True
         )
-        self._scheduler = Scheduler(
-            self._runner.arena, self._spec.max_running_requests, STEP_TOKENS
-        )
-        self._running: dict[Sequence, _Task] = {}
-        self._thread = threading.Thread(target=self._run, name="chat-engine", daemon=True)
         self._thread.start()
+        loaded.result()
 
     async def drain(self) -> None:
         """Finish every accepted request, then end the thread."""
@@ -142,7 +138,13 @@ class TransformersEngine:
             self._cancelled.append(task)
             self._lock.notify()
 
-    def _run(self) -> None:
+    def _run(self, loaded: Future[None]) -> None:
+        try:
+            self._load()
+        except BaseException as error:  # handed to the one who starts the engine
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         try:
             while self._take_up():
                 self._end_overdue()
@@ -154,6 +156,23 @@ class TransformersEngine:
                 tasks = [*self._running.values(), *self._submitted]
             _send([(task, StepOutput([], "error", error="engine ended")) for task in tasks])
             raise
+
+    def _load(self) -> None:
+        """Load the model on this very thread.
+
+        OpenMP keeps a pool for each thread that has computed; where the pools together have more
+        threads than there are CPUs, none of them waits actively any more, and a small step takes
+        twice as long (libgomp's throttled spinning).
+        """
+        self._runner = Runner(self._spec, self._directory, self.context)
+        self.vocab_size = self._runner.vocab_size
+        self.stop_token_ids = self._runner.stop_token_ids
+        self._grammars = Grammars(
+            self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
+        )
+        self._scheduler = Scheduler(
+            self._runner.arena, self._spec.max_running_requests, STEP_TOKENS
+        )
 
     def _next(self) -> list[tuple[_Task, StepOutput]]:
         """Plan and run a step; what it fails for ends, and the rest goes on."""
