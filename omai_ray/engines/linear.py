@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from omai_ray.engines.wiring import Activation, Wiring
+
+_JOINT = "omai_joint"
 
 
 class PackedLinear(nn.Module):
@@ -25,15 +30,61 @@ class PackedLinear(nn.Module):
         return out
 
 
-def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:
+class _Joint:
+    """Linear layers that read the same tensor, as one product: fewer and larger calls."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        whole = nn.Linear(1, 1)
+        whole.weight = nn.Parameter(torch.cat([part.weight for part in linears]), False)
+        biases: list[Tensor] = [part.bias for part in linears if part.bias is not None]
+        whole.register_parameter("bias", nn.Parameter(torch.cat(biases), False) if biases else None)
+        self._product = PackedLinear(whole)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Return the outputs of all, side by side; kept with the tensor for the next of them."""
+        kept = values.__dict__.get(_JOINT)
+        if kept is None or kept[0] is not self:
+            kept = (self, self._product(values))
+            values.__dict__[_JOINT] = kept
+        made: Tensor = kept[1]
+        return made
+
+
+class JointLinear(nn.Module):
+    """One of the linear layers of a joint product: its columns `start` to `end`."""
+
+    def __init__(self, joint: _Joint, start: int, end: int) -> None:
+        super().__init__()
+        self._joint, self._columns = joint, slice(start, end)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return [..., M] for [..., N]."""
+        return self._joint(values)[..., self._columns]
+
+
+def _joined(linears: Sequence[nn.Linear]) -> dict[nn.Module, nn.Module]:
+    joint = _Joint(linears)
+    ends = list(itertools.accumulate(linear.out_features for linear in linears))
+    return {
+        linear: JointLinear(joint, end - linear.out_features, end)
+        for linear, end in zip(linears, ends, strict=True)
+    }
+
+
+def packed(wiring: Wiring, *, join: bool = False) -> dict[nn.Module, nn.Module]:
     """Return what to put in the places of a model's linear layers and activations.
 
-    A chain's activation is computed by its first layer.
+    A chain's activation is computed by its first layer. join: those that read the same tensor, a
+    chain's aside, become one product.
     """
     replacements: dict[nn.Module, nn.Module] = {}
     for chain in wiring.chains:
         replacements[chain.up] = PackedLinear(chain.up, chain.kind)
         replacements[chain.activation] = nn.Identity()
+    for group in wiring.readers if join else []:
+        alike = len({linear.bias is None for linear in group}) == 1
+        if len(group) > 1 and alike and not replacements.keys() & set(group):
+            replacements |= _joined(group)
     for linear in wiring.linears:
         if linear not in replacements:
             replacements[linear] = PackedLinear(linear)

@@ -133,7 +133,7 @@ class Runner:
         if self._device.type != "cpu" or not multiplied or not has_onednn():
             return
         wiring = watch(self._model, lambda: self._probe(ids))
-        replacements = packed(wiring)
+        replacements = packed(wiring, join=True)
         rewire(self._model, replacements)
         try:
             self._compare(ids, expected, "its logits differ then")
