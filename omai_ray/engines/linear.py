@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.wiring import Activation, Wiring
+from omai_ray.engines.device import has_bfloat16, has_onednn
+from omai_ray.engines.wiring import Activation, Wiring, rewire, watch
 
+_log = logging.getLogger(__name__)
 _JOINT = "omai_joint"
 
 
@@ -30,15 +34,22 @@ class PackedLinear(nn.Module):
         return out
 
 
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer of copies of these, weight [M, N] and bias [M]."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
+
+
 class _Joint:
     """Linear layers that read the same tensor, as one product: fewer and larger calls."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        whole = nn.Linear(1, 1)
-        whole.weight = nn.Parameter(torch.cat([part.weight for part in linears]), False)
+        weight = torch.cat([part.weight for part in linears])
         biases: list[Tensor] = [part.bias for part in linears if part.bias is not None]
-        whole.register_parameter("bias", nn.Parameter(torch.cat(biases), False) if biases else None)
-        self._product = PackedLinear(whole)
+        self._product = PackedLinear(linear_of(weight, torch.cat(biases) if biases else None))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the outputs of all, side by side; kept with the tensor for the next of them."""
@@ -71,7 +82,7 @@ def _joined(linears: Sequence[nn.Linear]) -> dict[nn.Module, nn.Module]:
     }
 
 
-def packed(wiring: Wiring, *, join: bool = False) -> dict[nn.Module, nn.Module]:
+def packed(wiring: Wiring, *, join: bool) -> dict[nn.Module, nn.Module]:
     """Return what to put in the places of a model's linear layers and activations.
 
     A chain's activation is computed by its first layer. join: those that read the same tensor, a
@@ -89,3 +100,36 @@ def packed(wiring: Wiring, *, join: bool = False) -> dict[nn.Module, nn.Module]:
         if linear not in replacements:
             replacements[linear] = PackedLinear(linear)
     return replacements
+
+
+def prepare(
+    model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance: float, *, join: bool
+) -> None:
+    """Put prepared linear layers in the places of a model's own, if it has the same values then.
+
+    probe: runs the model; what it returns may be `tolerance` away from `expected`, as a part of its
+    largest value. Where it is further, the layers stay as they are, and a warning says so. Nothing
+    is done where the model's device or dtype has no use for it.
+    """
+    multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
+    if model.device.type != "cpu" or not multiplied or not has_onednn():
+        return
+    replacements = packed(watch(model, probe), join=join)
+    rewire(model, replacements)
+    try:
+        why = "vectors differ" if differs(probe(), expected, tolerance) else ""
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        rewire(model, {new: old for old, new in replacements.items()})
+        _log.warning(
+            "the linear layers of a %s cannot be prepared for this CPU, so it is slower: %s",
+            model.config.model_type,
+            why,
+        )
+
+
+def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Tell whether values are further apart than this part of the largest; NaN is."""
+    difference = (found.float() - expected.float()).abs().max()
+    return not difference <= tolerance * expected.float().abs().max()

@@ -13,6 +13,11 @@ class Extent:
     size: int
 
 
+def extent_size(tokens: int, least: int) -> int:
+    """Return the size of the extent that holds so many tokens."""
+    return max(least, 1 << max(0, tokens - 1).bit_length())
+
+
 class Arena:
     """Hands out extents, the lowest first, and joins what is given back.
 
@@ -23,7 +28,6 @@ class Arena:
 
     def __init__(self, total: int, least: int) -> None:
         self.least = least
-        self.free_places = 0
         self._free: dict[int, set[int]] = {}  # starts by size
         start = 0
         while total - start >= least:
@@ -32,13 +36,14 @@ class Arena:
             start += size
         self.total = start
 
-    def size_for(self, tokens: int) -> int:
-        """Return the size of the extent that holds so many tokens."""
-        return max(self.least, 1 << max(0, tokens - 1).bit_length())
+    @property
+    def free_places(self) -> int:
+        """How many places are in no extent."""
+        return sum(size * len(starts) for size, starts in self._free.items())
 
     def take(self, tokens: int) -> Extent | None:
         """Return a free extent for so many tokens, or None where none is large enough."""
-        wanted = self.size_for(tokens)
+        wanted = extent_size(tokens, self.least)
         sizes = [size for size, starts in self._free.items() if size >= wanted and starts]
         if not sizes:
             return None
@@ -48,13 +53,11 @@ class Arena:
         while size > wanted:
             size //= 2
             self._free.setdefault(size, set()).add(start + size)
-        self.free_places -= wanted
         return Extent(start, wanted)
 
     def free(self, extent: Extent) -> None:
         """Take an extent back."""
         start, size = extent.start, extent.size
-        self.free_places += size
         while (start ^ size) in self._free.get(size, ()):
             self._free[size].remove(start ^ size)
             start, size = start & ~size, size * 2

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.engines.chat.arena import Arena
+from omai_ray.engines.chat.arena import Arena, extent_size
 from omai_ray.engines.chat.scheduler import Copy, Piece
 from omai_ray.engines.chat.slot_attention import (
     IMPLEMENTATION,
@@ -26,9 +26,8 @@ from omai_ray.engines.chat.slot_attention import (
     Neighbours,
     Step,
 )
-from omai_ray.engines.device import choose_device, choose_dtype, has_bfloat16, has_onednn
-from omai_ray.engines.linear import packed
-from omai_ray.engines.wiring import rewire, watch
+from omai_ray.engines.device import choose_device, choose_dtype
+from omai_ray.engines.linear import differs, prepare
 from omai_ray.errors import CheckpointError, ConfigError
 
 _log = logging.getLogger(__name__)
@@ -118,38 +117,22 @@ class Runner:
         """Have the model attend in slots, and its layers prepared, if its logits stay the same."""
         length = min(context, 2 * self._window() + 12, 4096)
         ids = np.random.default_rng(0).integers(0, self.vocab_size, length).tolist()
-        expected = self._model(
-            input_ids=torch.tensor([ids], device=self._device), use_cache=False
-        ).logits[0, -3:]
+        expected = (
+            self._model(input_ids=torch.tensor([ids], device=self._device), use_cache=False)
+            .logits[0, -3:]
+            .cpu()
+        )
+        tolerance = _TOLERANCE[self._dtype]
         try:
             self._model.set_attn_implementation(IMPLEMENTATION)
-            self._compare(ids, expected, "its logits differ from those of a plain forward")
+            if differs(self._probe(ids), expected, tolerance):
+                raise CannotServeError("its logits differ from those of a plain forward")
         except _UNSERVABLE as error:
             raise CheckpointError(
                 f"a {self._model.config.model_type} model cannot be served by the `transformers` "
                 f"engine: {error}"
             ) from error
-        multiplied = self._dtype == torch.float32 or has_bfloat16()
-        if self._device.type != "cpu" or not multiplied or not has_onednn():
-            return
-        wiring = watch(self._model, lambda: self._probe(ids))
-        replacements = packed(wiring, join=True)
-        rewire(self._model, replacements)
-        try:
-            self._compare(ids, expected, "its logits differ then")
-        except _UNSERVABLE as error:
-            rewire(self._model, {new: old for old, new in replacements.items()})
-            _log.warning(
-                "the linear layers of a %s cannot be prepared for this CPU, so it is slower: %s",
-                self._model.config.model_type,
-                error,
-            )
-
-    def _compare(self, ids: list[int], expected: Tensor, why: str) -> None:
-        found, reference = self._probe(ids).float(), expected.float().cpu()
-        difference = (found - reference).abs().max()
-        if not difference <= _TOLERANCE[self._dtype] * reference.abs().max():
-            raise CannotServeError(why)
+        prepare(self._model, lambda: self._probe(ids), expected, tolerance, join=True)
 
     def _probe(self, ids: list[int]) -> Tensor:
         """Return the logits after the last three tokens, computed in two chunks and a decode."""
@@ -171,7 +154,7 @@ class Runner:
     def _places(self, spec: ModelSpec, context: int) -> int:
         """Return for how many tokens there is memory: enough for one sequence, at most for all."""
         each = self._memory.bytes_per_place
-        longest = 1 << (max(context, LEAST_EXTENT) - 1).bit_length()
+        longest = extent_size(context, LEAST_EXTENT)
         wanted = longest * spec.max_running_requests
         if spec.kv_cache_gib is not None:
             room = int(spec.kv_cache_gib * 2**30)

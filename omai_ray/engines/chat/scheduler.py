@@ -109,9 +109,7 @@ class Scheduler:
             self.running.remove(sequence)
             self._release(sequence)
         else:
-            self._waiting[account].remove(sequence)
-            if not self._waiting[account]:
-                del self._waiting[account]
+            self._dequeue(sequence)
         if account not in {other.request.account for other in self.sequences()}:
             del self._served[account]
 
@@ -183,6 +181,12 @@ class Scheduler:
         self._prefixes.finish(_stored(sequence))
         sequence.stored = None
 
+    def _dequeue(self, sequence: Sequence) -> None:
+        account = sequence.request.account
+        self._waiting[account].remove(sequence)
+        if not self._waiting[account]:
+            del self._waiting[account]
+
     def _admit(self, plan: Plan) -> Sequence | None:
         """Let the next one run, where there is a place for its tokens and one more."""
         if not self._waiting:
@@ -194,9 +198,7 @@ class Scheduler:
         extent = self._take(len(sequence.tokens) + 1)
         if extent is None:
             return None
-        self._waiting[account].popleft()
-        if not self._waiting[account]:
-            del self._waiting[account]
+        self._dequeue(sequence)
         # `shared` may have been evicted for this very extent: copies go before what is computed.
         if count and source != extent.start:
             plan.copies.append(Copy(source, extent.start, count))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-from omai_ray.engines.device import has_bfloat16, has_onednn
+from omai_ray.engines.device import has_bfloat16
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
 from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
-from omai_ray.engines.linear import packed
-from omai_ray.engines.wiring import Wiring, rewire, watch
+from omai_ray.engines.linear import differs, prepare
+from omai_ray.engines.wiring import rewire, watch
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -77,31 +77,16 @@ class Encoder:
 
         Where they would not be the same, the layers stay as they are, and a warning says so.
         """
-        multiplied = self._dtype == torch.float32 or self._attends_half
-        if self._device.type != "cpu" or not multiplied or not has_onednn():
-            return
-        before = self._run_probe()
-        wiring = self._watch()
-        replacements = packed(wiring)
-        rewire(self._model, replacements)
-        try:
-            why = "vectors differ" if self._differs(self._run_probe(), before) else ""
-        except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
-            why = f"{type(error).__name__}: {error}"
-        if why:
-            rewire(self._model, {new: old for old, new in replacements.items()})
-            _log.warning(
-                "the linear layers of a %s cannot be prepared for this CPU, so it is slower: %s",
-                self._model.config.model_type,
-                why,
-            )
+        prepare(
+            self._model, self._run_probe, self._run_probe(), _TOLERANCE[self._dtype], join=False
+        )
 
     def quantize(self, calibration: Sequence[Ids]) -> None:
         """Put 8-bit linear layers in the places of float32 ones, once, before first use.
 
         calibration: inputs whose activations set the scales.
         """
-        wiring = self._watch()
+        wiring = watch(self._model, self._run_probe)
         ranges = observe(wiring.linears, lambda: self._run_each(calibration))
         rewire(self._model, quantized(wiring, ranges))
         self._attends_half = has_bfloat16()
@@ -156,13 +141,6 @@ class Encoder:
         for ids in inputs:
             self([ids])
 
-    def _watch(self) -> Wiring:
-        return watch(self._model, self._run_probe)
-
-    def _differs(self, found: Tensor, expected: Tensor) -> bool:
-        difference = (found - expected).abs().max()
-        return not difference <= _TOLERANCE[self._dtype] * expected.abs().max()
-
     def _can_pack(self) -> bool:
         """Try the packed attention, and how positions are counted; keep what gives equal vectors.
 
@@ -177,7 +155,7 @@ class Encoder:
             self._model.set_attn_implementation(IMPLEMENTATION)
             for offset in (0, self._pad_id + 1):
                 self._position_offset = offset
-                if not self._differs(self._run_probe(), expected):
+                if not differs(self._run_probe(), expected, _TOLERANCE[self._dtype]):
                     return True
         except (CannotPackError, ValueError, TypeError, IndexError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"

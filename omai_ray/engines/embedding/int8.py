@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.linear import PackedLinear
+from omai_ray.engines.linear import PackedLinear, linear_of
 from omai_ray.engines.wiring import Activation, Chain, Wiring
 
 LOUD_CHANNELS = 16
@@ -149,21 +149,13 @@ class Int8Chain(nn.Module):
         down = chain.down.weight.detach() * others
         self._down = _Weights(down, chain.down.bias, self._scale, self._zero)
         bias = None if chain.up.bias is None else chain.up.bias[loud]
-        self._loud_up = PackedLinear(_linear(chain.up.weight[loud], bias), chain.kind)
-        self._loud_down = PackedLinear(_linear(chain.down.weight[:, loud], None))
+        self._loud_up = PackedLinear(linear_of(chain.up.weight[loud], bias), chain.kind)
+        self._loud_down = PackedLinear(linear_of(chain.down.weight[:, loud], None))
 
     def forward(self, values: Tensor) -> Tensor:
         """Return float32 [..., M] for float32 [..., N]."""
         inner = self._up.uint8(self._source(values), self._scale, self._zero, self._activation)
         return self._down.added_to(self._loud_down(self._loud_up(values)), inner)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return linear
 
 
 def quantized(wiring: Wiring, ranges: dict[nn.Linear, Range]) -> dict[nn.Module, nn.Module]:

@@ -62,7 +62,7 @@ def test_prepared_layers_give_the_same_vectors(
     """Every linear layer is prepared, and activations are joined to products."""
     save_embedding_checkpoint(tmp_path)
     prepared = EmbeddingEngine(spec(tmp_path, dtype="float32"))
-    monkeypatch.setattr("omai_ray.engines.embedding.encoder.has_onednn", lambda: False)
+    monkeypatch.setattr("omai_ray.engines.linear.has_onednn", lambda: False)
     plain = EmbeddingEngine(spec(tmp_path, dtype="float32"))
     assert nn.Linear in kinds(plain)
     assert PackedLinear not in kinds(plain)
