@@ -82,17 +82,17 @@ def _joined(linears: Sequence[nn.Linear]) -> dict[nn.Module, nn.Module]:
     }
 
 
-def packed(wiring: Wiring, *, join: bool) -> dict[nn.Module, nn.Module]:
+def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:
     """Return what to put in the places of a model's linear layers and activations.
 
-    A chain's activation is computed by its first layer. join: those that read the same tensor, a
-    chain's aside, become one product.
+    A chain's activation is computed by its first layer. Those that read the same tensor, a chain's
+    aside, become one product.
     """
     replacements: dict[nn.Module, nn.Module] = {}
     for chain in wiring.chains:
         replacements[chain.up] = PackedLinear(chain.up, chain.kind)
         replacements[chain.activation] = nn.Identity()
-    for group in wiring.readers if join else []:
+    for group in wiring.readers:
         alike = len({linear.bias is None for linear in group}) == 1
         if len(group) > 1 and alike and not replacements.keys() & set(group):
             replacements |= _joined(group)
@@ -102,9 +102,7 @@ def packed(wiring: Wiring, *, join: bool) -> dict[nn.Module, nn.Module]:
     return replacements
 
 
-def prepare(
-    model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance: float, *, join: bool
-) -> None:
+def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance: float) -> None:
     """Put prepared linear layers in the places of a model's own, if it has the same values then.
 
     probe: runs the model; what it returns may be `tolerance` away from `expected`, as a part of its
@@ -114,7 +112,7 @@ def prepare(
     multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
     if model.device.type != "cpu" or not multiplied or not has_onednn():
         return
-    replacements = packed(watch(model, probe), join=join)
+    replacements = packed(watch(model, probe))
     rewire(model, replacements)
     try:
         why = "vectors differ" if differs(probe(), expected, tolerance) else ""

@@ -132,7 +132,7 @@ class Runner:
                 f"a {self._model.config.model_type} model cannot be served by the `transformers` "
                 f"engine: {error}"
             ) from error
-        prepare(self._model, lambda: self._probe(ids), expected, tolerance, join=True)
+        prepare(self._model, lambda: self._probe(ids), expected, tolerance)
 
     def _probe(self, ids: list[int]) -> Tensor:
         """Return the logits after the last three tokens, computed in two chunks and a decode."""

@@ -77,9 +77,7 @@ class Encoder:
 
         Where they would not be the same, the layers stay as they are, and a warning says so.
         """
-        prepare(
-            self._model, self._run_probe, self._run_probe(), _TOLERANCE[self._dtype], join=False
-        )
+        prepare(self._model, self._run_probe, self._run_probe(), _TOLERANCE[self._dtype])
 
     def quantize(self, calibration: Sequence[Ids]) -> None:
         """Put 8-bit linear layers in the places of float32 ones, once, before first use.

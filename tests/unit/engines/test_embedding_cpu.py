@@ -24,14 +24,14 @@ from transformers import (
 )
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.engines.device import has_bfloat16, has_int8
+from omai_ray.engines.device import choose_dtype, has_bfloat16, has_int8
 from omai_ray.engines.embedding import engine as engine_module
 from omai_ray.engines.embedding.engine import EmbeddingEngine
 from omai_ray.engines.embedding.half_attention import attend_half
 from omai_ray.engines.embedding.int8 import Int8Chain, Int8Linear
 from omai_ray.engines.embedding.lanes import Lanes
 from omai_ray.engines.embedding.packing import Packing
-from omai_ray.engines.linear import PackedLinear
+from omai_ray.engines.linear import JointLinear, PackedLinear
 from omai_ray.engines.wiring import rewire, watch
 from omai_ray.errors import ConfigError
 from tests.checkpoints import save_embedding_checkpoint
@@ -59,7 +59,7 @@ def kinds(engine: EmbeddingEngine) -> list[type[nn.Module]]:
 def test_prepared_layers_give_the_same_vectors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every linear layer is prepared, and activations are joined to products."""
+    """Linear layers are prepared, those of one tensor and activations joined to one product."""
     save_embedding_checkpoint(tmp_path)
     prepared = EmbeddingEngine(spec(tmp_path, dtype="float32"))
     monkeypatch.setattr("omai_ray.engines.linear.has_onednn", lambda: False)
@@ -67,9 +67,16 @@ def test_prepared_layers_give_the_same_vectors(
     assert nn.Linear in kinds(plain)
     assert PackedLinear not in kinds(plain)
     assert nn.Linear not in kinds(prepared)
-    assert kinds(prepared).count(PackedLinear) == 13
+    assert kinds(prepared).count(PackedLinear) == 7
+    assert kinds(prepared).count(JointLinear) == 6  # query, key and value of two layers
     assert kinds(prepared).count(nn.Identity) == 2
     np.testing.assert_allclose(embed(plain), embed(prepared), atol=1e-5)
+
+
+def test_int8_with_a_gpu_is_refused() -> None:
+    """Its kernels are a CPU's."""
+    with pytest.raises(ConfigError, match="num_gpus: 0"):
+        choose_dtype("int8", torch.device("cuda"), bfloat16_cpu=True)
 
 
 @pytest.mark.parametrize("wrong", [True, False])
