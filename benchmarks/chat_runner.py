@@ -23,12 +23,12 @@ PROMPT_TOKENS = 128
 def omai_ray(model: str, new_tokens: int) -> Generate:
     """Generate with the engine of a replica."""
     from omai_ray.catalog import ModelSpec
+    from omai_ray.engines.chat.batching_engine import BatchingEngine
     from omai_ray.engines.chat.protocol import GenerationRequest, SamplingParams
-    from omai_ray.engines.chat.transformers_engine import TransformersEngine
     from omai_ray.engines.device import has_bfloat16
 
     dtype: Any = "bfloat16" if has_bfloat16() else "float32"
-    engine = TransformersEngine(ModelSpec(name="m", task="chat", source=model, dtype=dtype))
+    engine = BatchingEngine(ModelSpec(name="m", task="chat", source=model, dtype=dtype))
     engine.start()
     greedy = SamplingParams(temperature=0)
 

@@ -56,12 +56,19 @@ def _deployment(spec: ModelSpec) -> Deployment:
         name=deployment_name(spec.name),
         max_ongoing_requests=spec.max_running_requests + spec.max_queued_requests,
         max_queued_requests=spec.max_queued_requests,
-        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        ray_actor_options=_actor_options(spec),
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=MODEL_DRAIN_S,
         **_scaling(spec),
     )
     return deployment
+
+
+def _actor_options(spec: ModelSpec) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
+    if spec.runtime_env:
+        options["runtime_env"] = spec.runtime_env
+    return options
 
 
 def _scaling(spec: ModelSpec) -> dict[str, Any]:

@@ -14,12 +14,12 @@ class ChatReplica:
     """Owns one engine and the text layer above it."""
 
     def __init__(self, spec: ModelSpec, log_level: str, log_file: str | None) -> None:
-        from omai_ray.engines.chat.transformers_engine import TransformersEngine
+        from omai_ray.engines.chat.create import create_engine
         from omai_ray.engines.device import limit_threads
 
         configure_logs(log_level, log_file)
         limit_threads(spec.num_cpus)
-        self._engine = TransformersEngine(spec)
+        self._engine = create_engine(spec)
         self._engine.start()
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
 

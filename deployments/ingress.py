@@ -13,7 +13,7 @@ from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import RayLimiter, limiter_actor
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
-from omai_ray.catalog import TOKENIZER_FILES, ModelSpec, locate
+from omai_ray.catalog import ModelSpec, locate
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.peppers import Peppers
 from omai_ray.ledger import UsageLedger
@@ -80,14 +80,14 @@ def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) 
 
 
 def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
-    directory = locate(spec, TOKENIZER_FILES)
+    directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = ChatTokenizer(directory, spec.context)
     return ServedChat(spec, tokenizer, HandleChatBackend(handle), created)
 
 
 def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:
-    directory = locate(spec, TOKENIZER_FILES)
+    directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = EmbeddingTokenizer(directory, spec.context, spec.prompt)
     return ServedEmbedding(spec, tokenizer, HandleEmbeddingBackend(handle), created)

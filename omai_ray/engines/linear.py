@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.device import has_bfloat16, has_onednn
-from omai_ray.engines.wiring import Activation, Wiring, rewire, watch
+from omai_ray.engines.wiring import Activation, Wiring
 
-_log = logging.getLogger(__name__)
 _JOINT = "omai_joint"
 
 
@@ -43,13 +39,18 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
+def joined(linears: Sequence[nn.Linear]) -> nn.Linear:
+    """Return one layer that computes several, which all have a bias or all have none."""
+    biases: list[Tensor] = [part.bias for part in linears if part.bias is not None]
+    weights: list[Tensor] = [part.weight for part in linears]
+    return linear_of(torch.cat(weights), torch.cat(biases) if biases else None)
+
+
 class _Joint:
     """Linear layers that read the same tensor, as one product: fewer and larger calls."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        weight = torch.cat([part.weight for part in linears])
-        biases: list[Tensor] = [part.bias for part in linears if part.bias is not None]
-        self._product = PackedLinear(linear_of(weight, torch.cat(biases) if biases else None))
+        self._product = PackedLinear(joined(linears))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the outputs of all, side by side; kept with the tensor for the next of them."""
@@ -100,34 +101,3 @@ def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:
         if linear not in replacements:
             replacements[linear] = PackedLinear(linear)
     return replacements
-
-
-def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance: float) -> None:
-    """Put prepared linear layers in the places of a model's own, if it has the same values then.
-
-    probe: runs the model; what it returns may be `tolerance` away from `expected`, as a part of its
-    largest value. Where it is further, the layers stay as they are, and a warning says so. Nothing
-    is done where the model's device or dtype has no use for it.
-    """
-    multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
-    if model.device.type != "cpu" or not multiplied or not has_onednn():
-        return
-    replacements = packed(watch(model, probe))
-    rewire(model, replacements)
-    try:
-        why = "vectors differ" if differs(probe(), expected, tolerance) else ""
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}"
-    if why:
-        rewire(model, {new: old for old, new in replacements.items()})
-        _log.warning(
-            "the linear layers of a %s cannot be prepared for this CPU, so it is slower: %s",
-            model.config.model_type,
-            why,
-        )
-
-
-def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Tell whether values are further apart than this part of the largest; NaN is."""
-    difference = (found.float() - expected.float()).abs().max()
-    return not difference <= tolerance * expected.float().abs().max()

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Scope
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
 from omai_ray.catalog import Catalog, ModelSpec
+from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
-from omai_ray.engines.chat.transformers_engine import TransformersEngine
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
 from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
 from omai_ray.identity.accounts import Accounts
@@ -258,7 +258,7 @@ async def _running(
 ) -> AsyncIterator[Api]:
     chat_spec = ModelSpec(name=CHAT, task="chat", source=str(chat_checkpoint))
     embedding_spec = ModelSpec(name=EMBEDDING, task="embedding", source="unused")
-    engine = TransformersEngine(chat_spec)
+    engine = BatchingEngine(chat_spec)
     engine.start()
     tokenizer = ChatTokenizer(chat_checkpoint)
     chat = EngineChat(ChatGenerator(engine, tokenizer.text))

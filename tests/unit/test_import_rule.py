@@ -144,7 +144,7 @@ def test_the_command_line_shows_its_help_without_loading_what_works() -> None:
 
 def test_the_engines_load_neither_ray_nor_the_web_nor_the_database() -> None:
     """The same engine runs in a replica, in an actor and on a machine without Ray."""
-    statements = "import omai_ray.engines.chat.transformers_engine\n"
+    statements = "import omai_ray.engines.chat.batching_engine\n"
     statements += "import omai_ray.engines.chat.text, omai_ray.engines.embedding.batcher"
     assert loaded_by(statements, ("ray", "fastapi", "starlette", "sqlalchemy")) == set()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """`size` token places from `start` on; size is a power of two and divides start."""
+    """`size` token places from `start` on."""
 
     start: int
     size: int
@@ -21,8 +21,8 @@ def extent_size(tokens: int, least: int) -> int:
 class Arena:
     """Hands out extents, the lowest first, and joins what is given back.
 
-    Contiguous, so that attention reads a sequence in place; sizes are powers of two, so that
-    neighbours can be read in one go. This is buddy allocation (Knowlton 1965).
+    Contiguous, so that attention reads a sequence in place; sizes are powers of two that divide the
+    start, so that neighbours can be read in one go. This is buddy allocation (Knowlton 1965).
     total: token places in all. least: size of the smallest extent, a power of two.
     """
 
@@ -62,3 +62,22 @@ class Arena:
             self._free[size].remove(start ^ size)
             start, size = start & ~size, size * 2
         self._free.setdefault(size, set()).add(start)
+
+
+class Slots:
+    """A fixed number of extents, each for a whole context: extent N is the Nth sequence's."""
+
+    def __init__(self, count: int, context: int) -> None:
+        self._free = list(range(count))
+        self._context = context
+
+    def take(self, tokens: int) -> Extent | None:
+        """Return the lowest free slot, which holds any number of tokens, or None."""
+        if not self._free:
+            return None
+        self._free.sort()
+        return Extent(self._free.pop(0), self._context)
+
+    def free(self, extent: Extent) -> None:
+        """Take a slot back."""
+        self._free.append(extent.start)

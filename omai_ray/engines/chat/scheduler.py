@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from omai_ray.engines.chat.arena import Arena, Extent
+from omai_ray.engines.chat.arena import Extent
 from omai_ray.engines.chat.prefixes import Prefixes, Stored
 from omai_ray.engines.chat.protocol import GenerationRequest
+
+
+class Places(Protocol):
+    """Where keys and values can lie."""
+
+    def take(self, tokens: int) -> Extent | None:
+        """Return a free extent for so many tokens, or None where there is none."""
+
+    def free(self, extent: Extent) -> None:
+        """Take an extent back."""
 
 
 @dataclass(eq=False, slots=True)
@@ -74,8 +85,8 @@ class Scheduler:
     2024); within one, who came first.
     """
 
-    def __init__(self, arena: Arena, max_running: int, step_tokens: int) -> None:
-        self._arena = arena
+    def __init__(self, places: Places, max_running: int, step_tokens: int) -> None:
+        self._places = places
         self._max_running = max_running
         self._step_tokens = step_tokens
         self._prefixes = Prefixes()
@@ -160,15 +171,15 @@ class Scheduler:
             if youngest is sequence:
                 return
         plan.copies.append(Copy(stored.extent.start, extent.start, stored.computed))
-        self._arena.free(stored.extent)
+        self._places.free(stored.extent)
         stored.extent = extent
 
     def _take(self, tokens: int) -> Extent | None:
-        while (extent := self._arena.take(tokens)) is None:
+        while (extent := self._places.take(tokens)) is None:
             evicted = self._prefixes.evict()
             if evicted is None:
                 return None
-            self._arena.free(evicted.extent)
+            self._places.free(evicted.extent)
         return extent
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -8,9 +8,9 @@ its attention interface. An implementation without a mask function gets no mask 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from omai_ray.engines.native.kernels import WIDEST_HEAD, Kernels
+
 IMPLEMENTATION = "omai_slots"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
+_BLOCK_ROWS = 128
+Made = TypeVar("Made")
 
 
 class CannotServeError(Exception):
@@ -53,52 +57,87 @@ class Neighbours:
 
 
 class Step:
-    """Which rows of a step attend to what, and where their own keys and values go.
+    """Which rows of a step attend to what; chunks and neighbours together are all of its rows.
 
-    places: int64 [T], the place in the arena of each row.
+    half: attend by products in bfloat16, faster on a CPU that multiplies it. kernels: a CPU's own
+    for single tokens, where it has them.
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], neighbours: Sequence[Neighbours], places: Tensor
+        self,
+        chunks: Sequence[Chunk],
+        neighbours: Sequence[Neighbours],
+        *,
+        half: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
         self.chunks = chunks
         self.neighbours = neighbours
-        self.places = places
-        self._masks: dict[tuple[Any, int | None], Tensor | None] = {}
+        self.half = half
+        self.kernels = kernels
+        self._kept: dict[Hashable, Any] = {}  # what all layers ask for
 
-    def chunk_mask(self, chunk: Chunk, window: int | None) -> Tensor | None:
+    def extents(self, group: Neighbours, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return where a group's sequences start, int64 [S], and their lengths, int32 [S]."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            starts = torch.arange(len(group.lengths), device=device) * group.size + group.start
+            return starts, torch.tensor(group.lengths, dtype=torch.int32, device=device)
+
+        return self._keep(group, make)
+
+    def chunk_mask(self, chunk: Chunk, window: int | None, device: torch.device) -> Tensor | None:
         """Return bool [count, past + count], True where looked at; None for simply causal."""
-        key = (chunk, window)
-        if key not in self._masks:
+
+        def make() -> Tensor | None:
             total = chunk.past + chunk.count
             whole = window is None or total <= window
-            self._masks[key] = None
-            if chunk.count > 1 and (chunk.past or not whole):
-                rows = torch.arange(chunk.past, total, device=self.places.device)[:, None]
-                columns = torch.arange(total, device=self.places.device)
-                self._masks[key] = _seen(rows, columns, window)
-            elif not whole:
-                columns = torch.arange(total, device=self.places.device)
-                self._masks[key] = _seen(columns[-1:, None], columns, window)
-        return self._masks[key]
+            if whole and (chunk.count == 1 or not chunk.past):
+                return None
+            return _seen(chunk.past, total, window, device)
+
+        return self._keep((chunk, window), make)
+
+    def block_mask(self, start: int, end: int, window: int | None, like: Tensor) -> Tensor:
+        """Return [end - start, end]: 0 where the tokens from `start` on look at, -inf elsewhere."""
+
+        def make() -> Tensor:
+            return _additive(_seen(start, end, window, like.device), like)
+
+        return self._keep((start, end, window), make)
 
     def neighbour_mask(self, group: Neighbours, window: int | None, like: Tensor) -> Tensor | None:
-        """Return [S, 1, 1, L], 0 where looked at and -inf elsewhere; None where all is."""
-        key = (group, window)
-        if key not in self._masks:
+        """Return [S, L], 0 where looked at and -inf elsewhere; None where all is."""
+
+        def make() -> Tensor | None:
             longest = max(group.lengths)
-            self._masks[key] = None
-            if longest != min(group.lengths) or (window is not None and longest > window):
-                ends = torch.tensor(group.lengths, device=like.device)[:, None] - 1
-                seen = _seen(ends, torch.arange(longest, device=like.device), window)
-                mask = like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-                self._masks[key] = mask[:, None, None]
-        return self._masks[key]
+            if longest == min(group.lengths) and (window is None or longest <= window):
+                return None
+            ends = torch.tensor(group.lengths, device=like.device)[:, None] - 1
+            return _additive(_look(ends, torch.arange(longest, device=like.device), window), like)
+
+        return self._keep((group, window), make)
+
+    def _keep(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        if key not in self._kept:
+            self._kept[key] = make()
+        made: Made = self._kept[key]
+        return made
 
 
-def _seen(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
+def _seen(start: int, end: int, window: int | None, device: torch.device) -> Tensor:
+    """Return bool [end - start, end], True where a token from `start` on looks at."""
+    columns = torch.arange(end, device=device)
+    return _look(columns[start:, None], columns, window)
+
+
+def _look(rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
     seen = columns <= rows
     return seen if window is None else seen & (rows - columns < window)
+
+
+def _additive(seen: Tensor, like: Tensor) -> Tensor:
+    return like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
 
 
 class KeyValues:
@@ -115,14 +154,11 @@ class KeyValues:
             part[0].numel() * part.element_size() for pair in self._layers.values() for part in pair
         )
 
-    def put(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value [K, T, D] of a layer, and return all of it, [places, K, D]."""
-        if layer not in self._layers:
-            self._layers[layer] = (self._make(key), self._make(value))
-        keys, values = self._layers[layer]
-        keys.index_copy_(0, places, key.transpose(0, 1))
-        values.index_copy_(0, places, value.transpose(0, 1))
-        return keys, values
+    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values of a layer, [places, K, D], for new ones [T, K, D]."""
+        if index not in self._layers:
+            self._layers[index] = (self._make(key), self._make(value))
+        return self._layers[index]
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy places, which may overlap."""
@@ -135,7 +171,7 @@ class KeyValues:
 
         On a CPU the kernel gives zeroed pages as they are used, so that room costs nothing yet.
         """
-        shape = (self.places, states.shape[0], states.shape[2])
+        shape = (self.places, *states.shape[1:])
         if states.device.type != "cpu":
             return states.new_zeros(shape)
         size = math.prod(shape) * states.element_size()
@@ -166,37 +202,115 @@ def slot_attention(
         raise CannotServeError(
             f"its attention uses {', '.join(unsupported) or 'a mask of its own'}"
         )
-    keys, values = memory.put(layer, step.places, key[0], value[0])
-    heads, tokens = query.shape[1:3]
-    out = query.new_empty(tokens, heads, value.shape[3])
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    keys, values = memory.layer(layer, k, v)
+    scale = q.shape[2] ** -0.5 if scaling is None else scaling
+    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    fits = k.shape[2] == v.shape[2] <= WIDEST_HEAD
     for group in step.neighbours:
-        count, longest = len(group.lengths), max(group.lengths)
-        rows = slice(group.row, group.row + count)
-        own = slice(group.start, group.start + count * group.size)
-        k, v = (
-            part[own].view(count, group.size, *part.shape[1:])[:, :longest].transpose(1, 2)
-            for part in (keys, values)
-        )
-        # The queries that share a key head are its rows: fewer, larger products.
-        q = query[0, :, rows].transpose(0, 1).reshape(count, k.shape[1], -1, query.shape[3])
-        mask = step.neighbour_mask(group, sliding_window, query)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-        out[rows] = attended.reshape(count, heads, -1)
+        rows = slice(group.row, group.row + len(group.lengths))
+        own = (q[rows], k[rows], v[rows])
+        if step.kernels is not None and fits:
+            extents = step.extents(group, q.device)
+            step.kernels.attend(*own, keys, values, *extents, scale, sliding_window, out[rows])
+        else:
+            out[rows] = _attend_neighbours(*own, keys, values, step, group, scale, sliding_window)
     for chunk in step.chunks:
         rows = slice(chunk.row, chunk.row + chunk.count)
-        own = slice(chunk.start, chunk.start + chunk.past + chunk.count)
-        mask = step.chunk_mask(chunk, sliding_window)
-        attended = scaled_dot_product_attention(
-            query[:, :, rows],
-            keys[own].transpose(0, 1)[None],
-            values[own].transpose(0, 1)[None],
-            attn_mask=mask,
-            is_causal=mask is None and chunk.count > 1,
-            scale=scaling,
-            enable_gqa=heads != keys.shape[1],
-        )
-        out[rows] = attended[0].transpose(0, 1)
+        first = chunk.start + chunk.past
+        keys[first : first + chunk.count] = k[rows]
+        values[first : first + chunk.count] = v[rows]
+        seen = slice(chunk.start, first + chunk.count)
+        past = (keys[seen].transpose(0, 1), values[seen].transpose(0, 1))
+        attend = _attend_chunk_half if step.half else _attend_chunk
+        attend(query[0, :, rows], *past, step, chunk, scale, sliding_window, out[rows])
     return out[None], None
+
+
+def _attend_neighbours(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    step: Step,
+    group: Neighbours,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Do what the kernel `attend` does, by torch's operators; returns [S, H, D]."""
+    count, heads = query.shape[:2]
+    starts, lengths = step.extents(group, query.device)
+    places = starts + lengths - 1
+    keys.index_copy_(0, places, key)
+    values.index_copy_(0, places, value)
+    own = slice(group.start, group.start + count * group.size)
+    k, v = (
+        part[own].view(count, group.size, *part.shape[1:])[:, : max(group.lengths)].transpose(1, 2)
+        for part in (keys, values)
+    )
+    # The queries that share a key head are its rows: fewer, larger products.
+    q = query.reshape(count, k.shape[1], -1, query.shape[2])
+    mask = step.neighbour_mask(group, window, query)
+    if mask is not None:
+        mask = mask[:, None, None]
+    attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return attended.reshape(count, heads, -1)
+
+
+def _attend_chunk(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    step: Step,
+    chunk: Chunk,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """Attend with a chunk: query [H, T, D], key and value [K, past + T, D] -> out [T, H, D]."""
+    mask = step.chunk_mask(chunk, window, query.device)
+    attended = scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=mask is None and chunk.count > 1,
+        scale=scale,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    out.copy_(attended[0].transpose(0, 1))
+
+
+def _attend_chunk_half(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    step: Step,
+    chunk: Chunk,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """Do what `_attend_chunk` does, in blocks of rows: what all of one do not see is left out."""
+    heads, shared = key.shape[0], query.shape[0] // key.shape[0]
+    for first in range(0, chunk.count, _BLOCK_ROWS):
+        end = min(first + _BLOCK_ROWS, chunk.count)
+        start, seen = chunk.past + first, chunk.past + end
+        mask = step.block_mask(start, seen, window, query)
+        q = query[:, first:end].reshape(heads, -1, query.shape[2])
+        tiled = mask.expand(shared, -1, -1).reshape(1, -1, seen)
+        attended = _attend_half(q, key[:, :seen], value[:, :seen], tiled, scale)
+        out[first:end] = attended.view(query.shape[0], end - first, -1).transpose(0, 1)
+
+
+def _attend_half(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attend by products: q [B, M, D], k and v [B, L, D], mask [1 or B, 1 or M, L] -> [B, M, D]."""
+    if mask is None:
+        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    else:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1), v)
 
 
 AttentionInterface.register(IMPLEMENTATION, slot_attention)

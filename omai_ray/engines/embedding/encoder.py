@@ -17,7 +17,7 @@ from omai_ray.engines.device import has_bfloat16
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
 from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
-from omai_ray.engines.linear import differs, prepare
+from omai_ray.engines.prepare import differs, prepare
 from omai_ray.engines.wiring import rewire, watch
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from omai_ray.catalog import ModelSpec
+from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.protocol import (
     EngineStats,
     GenerationRequest,
@@ -17,7 +18,6 @@ from omai_ray.engines.chat.protocol import (
     TokenLogprobs,
 )
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
-from omai_ray.engines.chat.transformers_engine import TransformersEngine
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer
 from omai_ray.text.tools import ToolCall
@@ -40,9 +40,9 @@ def tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 @pytest.fixture
-async def engine(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
+async def engine(checkpoint: Path) -> AsyncIterator[BatchingEngine]:
     """Return a running engine over it."""
-    engine = TransformersEngine(ModelSpec(name="m", task="chat", source=str(checkpoint)))
+    engine = BatchingEngine(ModelSpec(name="m", task="chat", source=str(checkpoint)))
     engine.start()
     yield engine
     await engine.drain()
@@ -166,7 +166,7 @@ async def test_every_sampled_token_is_counted_and_has_its_logprob(tokenizer: Tex
 
 
 async def test_the_choices_of_a_seed_are_those_of_the_seeds_that_follow(
-    engine: TransformersEngine, tokenizer: TextTokenizer
+    engine: BatchingEngine, tokenizer: TextTokenizer
 ) -> None:
     """Choice i of seed s is what seed s + i alone says; the same job says the same again."""
     generator = ChatGenerator(engine, tokenizer)
@@ -180,7 +180,7 @@ async def test_the_choices_of_a_seed_are_those_of_the_seeds_that_follow(
 
 
 async def test_without_a_seed_choices_differ(
-    engine: TransformersEngine, tokenizer: TextTokenizer
+    engine: BatchingEngine, tokenizer: TextTokenizer
 ) -> None:
     """Each draws its own."""
     sampling = SamplingParams(temperature=1.0)
@@ -191,7 +191,7 @@ async def test_without_a_seed_choices_differ(
 
 
 async def test_a_tiny_temperature_is_argmax(
-    engine: TransformersEngine, tokenizer: TextTokenizer
+    engine: BatchingEngine, tokenizer: TextTokenizer
 ) -> None:
     """Dividing by it must not overflow."""
     generator = ChatGenerator(engine, tokenizer)
@@ -204,7 +204,7 @@ async def test_a_tiny_temperature_is_argmax(
 
 
 async def test_a_seed_at_the_edge_of_64_bits_works_for_many_choices(
-    engine: TransformersEngine, tokenizer: TextTokenizer
+    engine: BatchingEngine, tokenizer: TextTokenizer
 ) -> None:
     """Seeds that follow the last one wrap around."""
     for seed in (2**63 - 1, -(2**63)):
@@ -254,7 +254,7 @@ async def test_a_waiting_request_that_is_left_frees_its_place(
 ) -> None:
     """Clients that went away do not fill the queue; an aborted one is told so at once."""
     spec = ModelSpec(name="m", task="chat", source=str(checkpoint), max_queued_requests=2)
-    engine = TransformersEngine(spec)
+    engine = BatchingEngine(spec)
     engine.vocab_size = 256  # the thread is not started, so that what is queued stays queued
     gone = [asyncio.create_task(_first(engine, f"g{number}")) for number in range(2)]
     await asyncio.sleep(0)
@@ -266,5 +266,5 @@ async def test_a_waiting_request_that_is_left_frees_its_place(
     assert engine.stats().waiting == 0
 
 
-async def _first(engine: TransformersEngine, request_id: str) -> StepOutput:
+async def _first(engine: BatchingEngine, request_id: str) -> StepOutput:
     return await anext(aiter(engine.generate(GenerationRequest(request_id, PROMPT, 5))))

@@ -62,7 +62,7 @@ def test_prepared_layers_give_the_same_vectors(
     """Linear layers are prepared, those of one tensor and activations joined to one product."""
     save_embedding_checkpoint(tmp_path)
     prepared = EmbeddingEngine(spec(tmp_path, dtype="float32"))
-    monkeypatch.setattr("omai_ray.engines.linear.has_onednn", lambda: False)
+    monkeypatch.setattr("omai_ray.engines.prepare.has_onednn", lambda: False)
     plain = EmbeddingEngine(spec(tmp_path, dtype="float32"))
     assert nn.Linear in kinds(plain)
     assert PackedLinear not in kinds(plain)
@@ -99,7 +99,7 @@ def test_layers_that_cannot_be_prepared_stay_as_they_are(
     with caplog.at_level(logging.WARNING):
         engine = EmbeddingEngine(spec(tmp_path, dtype="float32"))
     (said,) = [r.getMessage() for r in caplog.records if "cannot be prepared" in r.getMessage()]
-    assert ("vectors differ" if wrong else "could not create a primitive") in said
+    assert ("values differ" if wrong else "could not create a primitive") in said
     assert PackedLinear not in kinds(engine)
     assert nn.Identity not in kinds(engine)
     np.testing.assert_allclose(expected, embed(engine), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The default chat engine: continuous batching over any causal model that transformers can load.
+"""The chat engine that batches continuously, whatever library computes its steps.
 
 One owned thread plans a step, runs it and hands out its tokens. Requests join at the next step and
 leave at the end of any.
@@ -10,8 +10,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.checks import check_request
@@ -23,10 +27,9 @@ from omai_ray.engines.chat.protocol import (
     StepOutput,
     TokenLogprobs,
 )
-from omai_ray.engines.chat.runner import Runner
 from omai_ray.engines.chat.sampler import Sampler, draw
-from omai_ray.engines.chat.scheduler import Piece, Scheduler, Sequence
-from omai_ray.engines.checkpoint import check_safe
+from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequence
+from omai_ray.engines.checkpoint import check_weights
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
@@ -34,8 +37,33 @@ _log = logging.getLogger(__name__)
 STEP_TOKENS = 512
 
 
-class TransformersEngine:
-    """Implements ChatEngine over an unmodified transformers model.
+class Runner(Protocol):
+    """Computes steps, and holds the keys and values of all sequences.
+
+    Built on the engine's thread from a ModelSpec, its directory and its context; raises
+    CheckpointError or ConfigError where the model cannot be served.
+    """
+
+    vocab_size: int
+    stop_token_ids: frozenset[int]
+
+    @property
+    def places(self) -> Places:
+        """Where it can hold them."""
+
+    def copy(self, copies: list[Copy]) -> None:
+        """Copy keys and values, in order."""
+
+    def run(self, pieces: list[Piece]) -> Tensor:
+        """Compute pieces, in this order.
+
+        Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
+        sequence, in order.
+        """
+
+
+class BatchingEngine:
+    """Implements ChatEngine with the runner of the model's entry.
 
     Raises CheckpointError or ConfigError where the model cannot be used.
     """
@@ -43,7 +71,7 @@ class TransformersEngine:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._directory = locate(spec)
-        check_safe(self._directory)
+        check_weights(spec, self._directory)
         tokenizer = TextTokenizer(self._directory)
         self.context = longest_context(self._directory, tokenizer, spec.context)
         self._lock = threading.Condition()
@@ -164,14 +192,14 @@ class TransformersEngine:
         threads than there are CPUs, none of them waits actively any more, and a small step takes
         twice as long (libgomp's throttled spinning).
         """
-        self._runner = Runner(self._spec, self._directory, self.context)
+        self._runner = _runner(self._spec.engine)(self._spec, self._directory, self.context)
         self.vocab_size = self._runner.vocab_size
         self.stop_token_ids = self._runner.stop_token_ids
         self._grammars = Grammars(
             self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
         )
         self._scheduler = Scheduler(
-            self._runner.arena, self._spec.max_running_requests, STEP_TOKENS
+            self._runner.places, self._spec.max_running_requests, STEP_TOKENS
         )
 
     def _next(self) -> list[tuple[_Task, StepOutput]]:
@@ -260,6 +288,16 @@ class TransformersEngine:
         cached = sequence.cached or 0
         reported = None if logprobs is None else [logprobs]
         return StepOutput([token], finish, reported, cached_tokens=cached)
+
+
+def _runner(engine: str) -> Callable[[ModelSpec, Path, int], Runner]:
+    if engine == "llama-cpp":
+        from omai_ray.engines.chat.llama_cpp_runner import LlamaCppRunner
+
+        return LlamaCppRunner
+    from omai_ray.engines.chat.transformers_runner import TransformersRunner
+
+    return TransformersRunner
 
 
 class _Task:

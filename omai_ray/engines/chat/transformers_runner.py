@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.arena import Arena, extent_size
+from omai_ray.engines.chat.memory import affordable_places
 from omai_ray.engines.chat.scheduler import Copy, Piece
 from omai_ray.engines.chat.slot_attention import (
     IMPLEMENTATION,
@@ -26,16 +25,14 @@ from omai_ray.engines.chat.slot_attention import (
     Neighbours,
     Step,
 )
-from omai_ray.engines.device import choose_device, choose_dtype
-from omai_ray.engines.linear import differs, prepare
-from omai_ray.errors import CheckpointError, ConfigError
+from omai_ray.engines.device import choose_device, choose_dtype, has_bfloat16, keep_freed_memory
+from omai_ray.engines.native.kernels import kernels
+from omai_ray.engines.prepare import differs, prepare
+from omai_ray.errors import CheckpointError
 
-_log = logging.getLogger(__name__)
 LEAST_EXTENT = 64
 # How far logits may be from those of a plain forward, as a part of the largest.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# Of the memory that is free once the weights are loaded.
-_SHARE_OF_FREE = {"cpu": 0.4, "cuda": 0.9}
 _UNSERVABLE = (
     CannotServeError,
     AttributeError,
@@ -47,7 +44,7 @@ _UNSERVABLE = (
 )
 
 
-class Runner:
+class TransformersRunner:
     """Loads a checkpoint and computes steps; it holds the keys and values of all sequences.
 
     context: the longest sequence. That the model can be run so is found out at load, by comparing
@@ -66,6 +63,11 @@ class Runner:
         )
         self._model: Any = model.to(self._device).eval().requires_grad_(False)
         self._dtype = dtype
+        on_cpu = self._device.type == "cpu"
+        self._half = on_cpu and dtype == torch.bfloat16 and has_bfloat16()
+        self._kernels = kernels(dtype) if on_cpu else None
+        if on_cpu:
+            keep_freed_memory()
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         stops = model.generation_config.eos_token_id
         self.stop_token_ids = frozenset([stops] if isinstance(stops, int) else stops or [])
@@ -73,11 +75,13 @@ class Runner:
         self._placed = "position_ids" in accepted
         self._memory = KeyValues(0)
         self._adopt(context)
-        self.arena = Arena(self._places(spec, context), LEAST_EXTENT)
-        self._memory = KeyValues(self.arena.total)
+        longest = extent_size(context, LEAST_EXTENT)
+        each = self._memory.bytes_per_place
+        self.places = Arena(affordable_places(spec, longest, each, self._device), LEAST_EXTENT)
+        self._memory = KeyValues(self.places.total)
 
     @torch.inference_mode()
-    def copy(self, copies: Sequence[Copy]) -> None:
+    def copy(self, copies: Iterable[Copy]) -> None:
         """Copy keys and values, in order."""
         for copy in copies:
             self._memory.copy(copy.source, copy.target, copy.count)
@@ -89,15 +93,19 @@ class Runner:
         Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
         sequence, in order.
         """
-        step, positions = _layout(pieces, self._device)
+        spans = [range(piece.start, piece.start + piece.count) for piece in pieces]
         ids = [
             token
-            for piece in pieces
-            for token in piece.sequence.tokens[piece.start : piece.start + piece.count]
+            for piece, span in zip(pieces, spans, strict=True)
+            for token in piece.sequence.tokens[span.start : span.stop]
         ]
+        positions = torch.tensor([place for span in spans for place in span], device=self._device)
         ends = itertools.accumulate(piece.count for piece in pieces)
         drawn = [end - 1 for piece, end in zip(pieces, ends, strict=True) if piece.last]
-        return self._forward(ids, positions, step, drawn)
+        return self._forward(ids, positions, self._step(*_layout(pieces)), drawn)
+
+    def _step(self, chunks: list[Chunk], neighbours: list[Neighbours]) -> Step:
+        return Step(chunks, neighbours, half=self._half, kernels=self._kernels)
 
     def _forward(self, ids: list[int], positions: Tensor, step: Step, drawn: list[int]) -> Tensor:
         options: dict[str, Any] = {"position_ids": positions[None]} if self._placed else {}
@@ -143,7 +151,7 @@ class Runner:
             rows = torch.arange(past, end, device=self._device)
             chunks = [Chunk(0, end - past, start, past)] if end < len(ids) else []
             alone = [] if chunks else [Neighbours(0, start, len(ids), (len(ids),))]
-            step = Step(chunks, alone, rows + start)
+            step = self._step(chunks, alone)
             drawn = list(range(max(0, end - past - 2), end - past))
             logits.append(self._forward(ids[past:end], rows, step, drawn))
         return torch.cat(logits)[-3:]
@@ -151,43 +159,16 @@ class Runner:
     def _window(self) -> int:
         return int(getattr(self._model.config.get_text_config(), "sliding_window", None) or 0)
 
-    def _places(self, spec: ModelSpec, context: int) -> int:
-        """Return for how many tokens there is memory: enough for one sequence, at most for all."""
-        each = self._memory.bytes_per_place
-        longest = extent_size(context, LEAST_EXTENT)
-        wanted = longest * spec.max_running_requests
-        if spec.kv_cache_gib is not None:
-            room = int(spec.kv_cache_gib * 2**30)
-        else:
-            room = int(_free_bytes(self._device) * _SHARE_OF_FREE[self._device.type])
-        places = min(wanted, room // each)
-        if places < longest:
-            raise ConfigError(
-                f"model '{spec.name}': the keys and values of one sequence of {context} tokens "
-                f"need {longest * each / 2**30:.2f} GiB, and there are {room / 2**30:.2f}; lower "
-                "`context` or raise `kv_cache_gib`"
-            )
-        _log.info(
-            "model '%s': room for the keys and values of %d tokens, %.2f GiB",
-            *(spec.name, places, places * each / 2**30),
-        )
-        return places
 
-
-def _layout(pieces: Sequence[Piece], device: torch.device) -> tuple[Step, Tensor]:
-    """Return how pieces attend, and the position of each of their tokens, int64 [T]."""
+def _layout(pieces: Sequence[Piece]) -> tuple[list[Chunk], list[Neighbours]]:
+    """Return how pieces attend."""
     chunks: list[Chunk] = []
     groups: list[list[Piece]] = []
-    places, positions = [], []
-    row = 0
     rows: list[int] = []
+    row = 0
     for piece in pieces:
-        extent = piece.stored.extent
-        offsets = np.arange(piece.start, piece.start + piece.count)
-        positions.append(offsets)
-        places.append(offsets + extent.start)
         if piece.count > 1:
-            chunks.append(Chunk(row, piece.count, extent.start, piece.start))
+            chunks.append(Chunk(row, piece.count, piece.stored.extent.start, piece.start))
         elif groups and _follows(piece, groups[-1][-1]) and rows[-1] + len(groups[-1]) == row:
             groups[-1].append(piece)
         else:
@@ -203,16 +184,9 @@ def _layout(pieces: Sequence[Piece], device: torch.device) -> tuple[Step, Tensor
         )
         for first, group in zip(rows, groups, strict=True)
     ]
-    where, when = (torch.from_numpy(np.concatenate(parts)) for parts in (places, positions))
-    return Step(chunks, neighbours, where.to(device)), when.to(device)
+    return chunks, neighbours
 
 
 def _follows(piece: Piece, before: Piece) -> bool:
     extent, other = piece.stored.extent, before.stored.extent
     return extent.size == other.size and extent.start == other.start + other.size
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,216 @@
+// What a decoder does between its products, each in one pass over memory, on a CPU.
+//
+// Built for the machine at hand by build.py; called with plain pointers. Sums are float32 whatever
+// the type of the tensors. A type `T` is float or Half, a bfloat16.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct Half {
+    uint16_t bits;
+};
+
+inline float load(float value) { return value; }
+
+inline float load(Half value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
+inline void store(float& place, float value) { place = value; }
+
+inline void store(Half& place, float value) {  // to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    place.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class T>
+inline float rounded(float value) {
+    T place;
+    store(place, value);
+    return load(place);
+}
+
+// Cephes' expf, for values of at most 0 or so; it becomes vector code.
+inline float exponential(float x) {
+    x = std::max(x, -87.0f);
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (int32_t(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+constexpr int kWidest = 512;  // as kernels.py has it
+
+// One query head over the keys and values of one key head; D is 0 where the width is not known
+// beforehand. query: [width], scaled. scores: room for `length`.
+template <class T, int D>
+void attend_head(const float* query, const T* keys, const T* values, int64_t stride, int length,
+                 int width, float* scores, T* out) {
+    const int d_end = D ? D : width;
+    for (int t = 0; t < length; t++) {
+        const T* key = keys + t * stride;
+        float sum = 0;
+        for (int d = 0; d < d_end; d++) sum += query[d] * load(key[d]);
+        scores[t] = sum;
+    }
+    float largest = scores[0], total = 0;
+    for (int t = 1; t < length; t++) largest = std::max(largest, scores[t]);
+    for (int t = 0; t < length; t++) {
+        scores[t] = exponential(scores[t] - largest);
+        total += scores[t];
+    }
+    float sums[D ? D : kWidest];
+    std::fill(sums, sums + d_end, 0.0f);
+    for (int t = 0; t < length; t++) {
+        const T* value = values + t * stride;
+        const float weight = scores[t];
+        for (int d = 0; d < d_end; d++) sums[d] += weight * load(value[d]);
+    }
+    for (int d = 0; d < d_end; d++) store(out[d], sums[d] / total);
+}
+
+// One token each of some sequences: its key and value are stored, and it attends to all of them.
+// strides: of a token and of a head in query, key and value.
+template <class T>
+void attend(const T* query, const T* key, const T* value, T* keys, T* values, T* out,
+            const int64_t* starts, const int32_t* lengths, int sequences, int heads, int key_heads,
+            int width, const int64_t* strides, float scale, int window, int threads) {
+    const int64_t stride = int64_t(key_heads) * width;
+    const int shared = heads / key_heads;
+    const int chunk = sequences < 2 * threads ? 1 : key_heads;  // memory is read in order
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> scores, scaled(width);
+#pragma omp for collapse(2) schedule(dynamic, chunk)
+        for (int s = 0; s < sequences; s++) {
+            for (int k = 0; k < key_heads; k++) {
+                const int length = lengths[s];
+                const int from = window > 0 ? std::max(0, length - window) : 0;
+                T* own_keys = keys + starts[s] * stride + k * width;
+                T* own_values = values + starts[s] * stride + k * width;
+                const int64_t last = (length - 1) * stride;
+                const T* new_key = key + s * strides[2] + k * strides[3];
+                const T* new_value = value + s * strides[4] + k * strides[5];
+                std::copy(new_key, new_key + width, own_keys + last);
+                std::copy(new_value, new_value + width, own_values + last);
+                scores.resize(length - from);
+                auto run = width == 64    ? attend_head<T, 64>
+                           : width == 128 ? attend_head<T, 128>
+                                          : attend_head<T, 0>;
+                for (int head = k * shared; head < (k + 1) * shared; head++) {
+                    const T* own = query + s * strides[0] + head * strides[1];
+                    for (int d = 0; d < width; d++) scaled[d] = load(own[d]) * scale;
+                    run(scaled.data(), own_keys + from * stride, own_values + from * stride, stride,
+                        length - from, width, scores.data(),
+                        out + (int64_t(s) * heads + head) * width);
+                }
+            }
+        }
+    }
+}
+
+// early: the normalised value is rounded to T before it is multiplied by the weight.
+template <class T>
+void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int width, float epsilon,
+              float offset, int early, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows > 8)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* own = x + row * width;
+        T* place = out + row * width;
+        float sum = 0;
+        for (int d = 0; d < width; d++) sum += load(own[d]) * load(own[d]);
+        const float scale = 1.0f / std::sqrt(sum / width + epsilon);
+        if (early)
+            for (int d = 0; d < width; d++)
+                store(place[d], load(weight[d]) * rounded<T>(load(own[d]) * scale));
+        else
+            for (int d = 0; d < width; d++)
+                store(place[d], (load(weight[d]) + offset) * (load(own[d]) * scale));
+    }
+}
+
+template <class T>
+void silu_product(const T* gate, const T* up, T* out, int64_t rows, int width, int64_t stride,
+                  int threads) {
+#pragma omp parallel for num_threads(threads) if (rows > 4)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* own = gate + row * stride;
+        const T* other = up + row * stride;
+        T* place = out + row * width;
+        for (int d = 0; d < width; d++) {
+            const float x = load(own[d]);
+            const float e = exponential(-std::fabs(x));
+            const float sigmoid = (x >= 0 ? 1.0f : e) / (1.0f + e);
+            store(place[d], rounded<T>(x * sigmoid) * load(other[d]));
+        }
+    }
+}
+
+// Rotary positions of some heads: x [tokens, heads, width] by strides, cos and sin [tokens, width]
+// -> out [tokens, heads, width]. Halves are rotated, and each product is rounded to T.
+template <class T>
+void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int heads, int width,
+            int64_t token_stride, int64_t head_stride, int threads) {
+    const int half = width / 2;
+#pragma omp parallel for num_threads(threads) if (tokens > 16)
+    for (int64_t t = 0; t < tokens; t++) {
+        const T* c = cos + t * width;
+        const T* s = sin + t * width;
+        for (int h = 0; h < heads; h++) {
+            const T* own = x + t * token_stride + h * head_stride;
+            T* place = out + (t * heads + h) * width;
+            for (int d = 0; d < half; d++) {
+                const float a = load(own[d]), b = load(own[d + half]);
+                store(place[d], rounded<T>(a * load(c[d])) - rounded<T>(b * load(s[d])));
+                store(place[d + half],
+                      rounded<T>(b * load(c[d + half])) + rounded<T>(a * load(s[d + half])));
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define FOR_TYPE(T, NAME)                                                                          \
+    extern "C" void attend_##NAME(const T* query, const T* key, const T* value, T* keys,          \
+                                  T* values, T* out, const int64_t* starts,                       \
+                                  const int32_t* lengths, int sequences, int heads,               \
+                                  int key_heads, int width, const int64_t* strides, float scale,  \
+                                  int window, int threads) {                                      \
+        attend(query, key, value, keys, values, out, starts, lengths, sequences, heads,           \
+               key_heads, width, strides, scale, window, threads);                                \
+    }                                                                                              \
+    extern "C" void rms_norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int width, \
+                                    float epsilon, float offset, int early, int threads) {        \
+        rms_norm(x, weight, out, rows, width, epsilon, offset, early, threads);                   \
+    }                                                                                              \
+    extern "C" void rotate_##NAME(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, \
+                                  int heads, int width, int64_t token_stride,                     \
+                                  int64_t head_stride, int threads) {                             \
+        rotate(x, cos, sin, out, tokens, heads, width, token_stride, head_stride, threads);       \
+    }                                                                                              \
+    extern "C" void silu_product_##NAME(const T* gate, const T* up, T* out, int64_t rows,         \
+                                        int width, int64_t stride, int threads) {                 \
+        silu_product(gate, up, out, rows, width, stride, threads);                                \
+    }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(Half, bfloat16)

@@ -1,0 +1,120 @@
+"""The kernels of kernels.cpp, on tensors of a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omai_ray.engines.native.build import library
+
+WIDEST_HEAD = 512  # as kernels.cpp has it
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_ARGUMENTS = {
+    "attend": [*[_POINTER] * 8, *[_INT] * 4, _POINTER, _FLOAT, _INT, _INT],
+    "rms_norm": [*[_POINTER] * 3, _LONG, _INT, _FLOAT, _FLOAT, _INT, _INT],
+    "rotate": [*[_POINTER] * 4, _LONG, _INT, _INT, _LONG, _LONG, _INT],
+    "silu_product": [*[_POINTER] * 3, _LONG, _INT, _LONG, _INT],
+}
+
+
+class Kernels:
+    """For one dtype; they run on as many threads as torch's own operators do."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._attend, self._rms_norm, self._rotate, self._silu_product = (
+            _function(library, f"{name}_{_NAMES[dtype]}", arguments)
+            for name, arguments in _ARGUMENTS.items()
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
+        """Store the key and value of one token each of S sequences, and attend with its query.
+
+        query [S, H, D], key and value [S, K, D]; keys and values [places, K, D] and out [S, H, D],
+        contiguous. starts: int64 [S], a sequence's first place. lengths: int32 [S], its tokens
+        with the new one.
+        """
+        parts = [part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)]
+        strides = (_LONG * 6)(*(part.stride(axis) for part in parts for axis in (0, 1)))
+        self._attend(
+            *(part.data_ptr() for part in parts),
+            *(keys.data_ptr(), values.data_ptr(), out.data_ptr()),
+            *(starts.data_ptr(), lengths.data_ptr()),
+            *(len(starts), query.shape[1], key.shape[1], query.shape[2]),
+            ctypes.addressof(strides),
+            *(scale, window or 0, torch.get_num_threads()),
+        )
+
+    def rms_norm(
+        self, values: Tensor, weight: Tensor, epsilon: float, offset: float, early: bool
+    ) -> Tensor:
+        """Return values [..., N] over their root mean square, times weight [N] plus offset.
+
+        early: what is normalised is rounded before it is multiplied; the offset is 0 then.
+        """
+        values = values.contiguous()
+        out = torch.empty_like(values)
+        width = values.shape[-1]
+        self._rms_norm(
+            *(values.data_ptr(), weight.data_ptr(), out.data_ptr()),
+            *(values.numel() // width, width, epsilon, offset, early, torch.get_num_threads()),
+        )
+        return out
+
+    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
+        if states.stride(2) != 1:
+            states = states.contiguous()
+        heads, tokens, width = states.shape
+        out = states.new_empty(tokens, heads, width)
+        self._rotate(
+            *(states.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr()),
+            *(tokens, heads, width, states.stride(1), states.stride(0), torch.get_num_threads()),
+        )
+        return out.transpose(0, 1)
+
+    def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
+        """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
+        both = both.contiguous()
+        width = both.shape[-1] // 2
+        out = both.new_empty(*both.shape[:-1], width)
+        first = both.data_ptr()
+        second = first + width * both.element_size()
+        gate, up = (first, second) if gate_first else (second, first)
+        self._silu_product(
+            *(gate, up, out.data_ptr()),
+            *(both.numel() // (2 * width), width, 2 * width, torch.get_num_threads()),
+        )
+        return out
+
+
+@functools.cache
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels for a dtype, None where there are none on this machine."""
+    if dtype not in _NAMES:
+        return None
+    found = library()
+    return None if found is None else Kernels(found, dtype)
+
+
+def _function(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = arguments, None
+    return function

@@ -1,0 +1,72 @@
+"""Makes a loaded model faster on a CPU, its values the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omai_ray.engines.device import has_bfloat16, has_onednn
+from omai_ray.engines.linear import packed
+from omai_ray.engines.native.kernels import kernels
+from omai_ray.engines.native.layers import native_layers
+from omai_ray.engines.native.rotary import adopt_rotary
+from omai_ray.engines.wiring import Wiring, rewire, watch
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance: float) -> None:
+    """Put prepared layers in the places of a model's own, if it has the same values then.
+
+    probe: runs the model; what it returns may be `tolerance` away from `expected`, as a part of its
+    largest value. Where it is further, the layers stay as they are, and a warning says so. Nothing
+    is done where the model's device or dtype has no use for it.
+    """
+    multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
+    if model.device.type != "cpu" or not multiplied or not has_onednn():
+        return
+    adopt_rotary(model)
+    wiring = watch(model, probe)
+    native = _native(model)
+    why = ""
+    for replacements in ([native | packed(_without(wiring, native))] if native else []) + [
+        packed(wiring)
+    ]:
+        rewire(model, replacements)
+        try:
+            why = "values differ" if differs(probe(), expected, tolerance) else ""
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
+        if not why:
+            return
+        rewire(model, {new: old for old, new in replacements.items()})
+    _log.warning(
+        "the layers of a %s cannot be prepared for this CPU, so it is slower: %s",
+        model.config.model_type,
+        why,
+    )
+
+
+def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Tell whether values are further apart than this part of the largest; NaN is."""
+    difference = (found.float() - expected.float()).abs().max()
+    return not difference <= tolerance * expected.float().abs().max()
+
+
+def _native(model: Any) -> dict[nn.Module, nn.Module]:
+    found = kernels(model.dtype)
+    return {} if found is None else native_layers(model, found)
+
+
+def _without(wiring: Wiring, replaced: dict[nn.Module, nn.Module]) -> Wiring:
+    """Return the wiring of what is not inside replaced modules."""
+    inside = {part for module in replaced for part in module.modules()}
+    return Wiring(
+        [linear for linear in wiring.linears if linear not in inside],
+        [chain for chain in wiring.chains if chain.up not in inside],
+        [group for group in wiring.readers if not inside & set(group)],
+    )
