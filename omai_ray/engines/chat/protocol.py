@@ -53,8 +53,9 @@ class GenerationRequest:
     """One sequence to continue.
 
     max_new_tokens counts every sampled token, an end-of-sequence token included. account: whom it
-    belongs to, for fair shares and for what may be shared. deadline: time.monotonic() by which it
-    has to end; later it ends with finish `error`.
+    belongs to, for fair shares and for what may be shared. adapter: the LoRA adapter that
+    answers; empty for the model itself. deadline: time.monotonic() by which it has to end; later it
+    ends with finish `error`.
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class GenerationRequest:
     max_new_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     account: str = ""
+    adapter: str = ""
     deadline: float | None = None
     grammar: Grammar | None = None
 

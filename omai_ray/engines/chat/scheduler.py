@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from omai_ray.engines.chat.arena import Extent
-from omai_ray.engines.chat.prefixes import Prefixes, Stored
+from omai_ray.engines.chat.prefixes import BLOCK, Prefixes, Stored
 from omai_ray.engines.chat.protocol import GenerationRequest
 
 
@@ -38,6 +38,11 @@ class Sequence:
     tokens: list[int]
     stored: Stored | None = None
     cached: int | None = None
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """With whom its keys and values may be shared: another adapter's are other values."""
+        return self.request.account, self.request.adapter
 
     @property
     def generated(self) -> int:
@@ -131,8 +136,10 @@ class Scheduler:
             if sequence in self.running:  # it may have been preempted by one before it
                 self._make_room(sequence, plan)
         decoding = [s for s in self.running if len(s.tokens) - _stored(s).computed == 1]
-        # Neighbours in the arena are read in one go.
-        decoding.sort(key=lambda s: (_stored(s).extent.size, _stored(s).extent.start))
+        # Neighbours in the arena are read in one go, and an adapter's rows are computed in one.
+        decoding.sort(
+            key=lambda s: (s.request.adapter, _stored(s).extent.size, _stored(s).extent.start)
+        )
         for sequence in decoding:
             self._compute(sequence, 1, plan)
         room = max(self._step_tokens - len(decoding), self._step_tokens // 4)
@@ -200,11 +207,13 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> Sequence | None:
         """Let the next one run, where there is a place for its tokens and one more."""
-        if not self._waiting:
+        for account in sorted(self._waiting, key=self._served.__getitem__):
+            sequence = self._waiting[account][0]
+            shared, count = self._prefixes.find(sequence.owner, sequence.tokens)
+            if not self._is_being_computed(sequence, count):
+                break
+        else:
             return None
-        account = min(self._waiting, key=self._served.__getitem__)
-        sequence = self._waiting[account][0]
-        shared, count = self._prefixes.find(account, sequence.tokens)
         source = shared.extent.start if shared is not None else 0
         extent = self._take(len(sequence.tokens) + 1)
         if extent is None:
@@ -213,11 +222,25 @@ class Scheduler:
         # `shared` may have been evicted for this very extent: copies go before what is computed.
         if count and source != extent.start:
             plan.copies.append(Copy(source, extent.start, count))
-        sequence.stored = Stored(account, sequence.tokens, extent, count)
+        sequence.stored = Stored(sequence.owner, sequence.tokens, extent, count)
         if sequence.cached is None:
             sequence.cached = count
         self.running.append(sequence)
         return sequence
+
+    def _is_being_computed(self, sequence: Sequence, count: int) -> bool:
+        """Tell whether a running prompt begins with more of a sequence's than the `count` tokens.
+
+        It pays to wait for that: n choices of one prompt, or requests that come together with the
+        same system prompt, then compute it once.
+        """
+        more = count + BLOCK
+        return len(sequence.tokens) > more and any(
+            _stored(other).computed < more <= len(other.request.prompt_ids)
+            and other.owner == sequence.owner
+            and other.tokens[:more] == sequence.tokens[:more]
+            for other in self.running
+        )
 
 
 def _stored(sequence: Sequence) -> Stored:

@@ -27,7 +27,9 @@ FLUSH_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """A prompt to answer n times. max_new_tokens is for each answer; account, grammar: as engines'.
+    """A prompt to answer n times. max_new_tokens is for each answer.
+
+    account, adapter, grammar: as engines have them.
 
     one_call: an answer ends with its first tool call.
     """
@@ -40,6 +42,7 @@ class ChatJob:
     stop: list[str] = field(default_factory=list)
     parse_tools: bool = False
     account: str = ""
+    adapter: str = ""
     grammar: Grammar | None = None
     one_call: bool = False
 
@@ -126,6 +129,7 @@ class ChatGenerator:
             job.max_new_tokens,
             sampling,
             account=job.account,
+            adapter=job.adapter,
             grammar=job.grammar,
         )
         choice = _Choice(job, index, self._tokenizer, self._engine.stop_token_ids)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from omai_ray.catalog import ModelSpec
+from omai_ray.catalog import ModelSpec, locate_adapters
 from omai_ray.engines.chat.arena import Arena, extent_size
+from omai_ray.engines.chat.lora import add_adapters
 from omai_ray.engines.chat.memory import affordable_places
 from omai_ray.engines.chat.scheduler import Copy, Piece
 from omai_ray.engines.chat.slot_attention import (
@@ -74,6 +75,7 @@ class TransformersRunner:
         accepted = inspect.signature(self._model.forward).parameters
         self._placed = "position_ids" in accepted
         self._memory = KeyValues(0)
+        self._rows = add_adapters(self._model, locate_adapters(spec))
         self._adopt(context)
         longest = extent_size(context, LEAST_EXTENT)
         each = self._memory.bytes_per_place
@@ -100,6 +102,7 @@ class TransformersRunner:
             for token in piece.sequence.tokens[span.start : span.stop]
         ]
         positions = torch.tensor([place for span in spans for place in span], device=self._device)
+        self._rows.spans = _spans(pieces)
         ends = itertools.accumulate(piece.count for piece in pieces)
         drawn = [end - 1 for piece, end in zip(pieces, ends, strict=True) if piece.last]
         return self._forward(ids, positions, self._step(*_layout(pieces)), drawn)
@@ -185,6 +188,18 @@ def _layout(pieces: Sequence[Piece]) -> tuple[list[Chunk], list[Neighbours]]:
         for first, group in zip(rows, groups, strict=True)
     ]
     return chunks, neighbours
+
+
+def _spans(pieces: Sequence[Piece]) -> list[tuple[str, slice]]:
+    """Return which rows belong to which adapter, those side by side together."""
+    found: list[tuple[str, slice]] = []
+    row = 0
+    for adapter, group in itertools.groupby(pieces, lambda p: p.sequence.request.adapter):
+        count = sum(piece.count for piece in group)
+        if adapter:
+            found.append((adapter, slice(row, row + count)))
+        row += count
+    return found
 
 
 def _follows(piece: Piece, before: Piece) -> bool:

@@ -80,6 +80,20 @@ def test_a_shared_beginning_is_copied_and_not_computed() -> None:
     assert sum(piece.count for piece in step(scheduler).pieces) == 3
 
 
+def test_prompts_that_begin_alike_are_computed_once_though_they_come_together() -> None:
+    """As the choices of one request do; another account's are not held up by that."""
+    scheduler = Scheduler(Arena(4096, 64), 16, 64)
+    for _ in range(5):
+        scheduler.add(sequence([*range(100)], account="a"))
+    scheduler.add(sequence([*range(100)], account="b", new=1))
+    computed: Counter[str] = Counter()
+    for _ in range(12):
+        for piece in step(scheduler).pieces:
+            computed[piece.sequence.request.account] += piece.count
+    assert not scheduler.running
+    assert computed == {"a": 100 + 4 * 1 + 5 * 7, "b": 100}
+
+
 def test_an_account_shares_nothing_with_another() -> None:
     """The time to a first token must not tell what others asked."""
     scheduler = Scheduler(Arena(4096, 64), 8, 512)
