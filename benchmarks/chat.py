@@ -126,7 +126,7 @@ def read_gb_per_s() -> float:
         start = time.perf_counter()
         values.sum()
         seconds.append(time.perf_counter() - start)
-    return values.numel() * 4 / min(seconds) / 1e9
+    return values.numel() * 4 / statistics.median(seconds) / 1e9
 
 
 def main() -> int:
@@ -160,7 +160,9 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
     runners = {
         name: Runner(name, model, new_tokens, folder) for name in names if "serve" not in name
     }
+    bandwidths = []
     for turn in range(rounds):
+        bandwidths.append(read_gb_per_s())
         for name, count, _ in CASES:
             if name in runners and (turn == 0 or name not in ONCE):
                 seconds[name, count].append(runners[name].run(count))
@@ -185,7 +187,7 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
         if reference is not None:
             ratio = rates[reference, count] / rates[name, count]
             figures[f"vs_{name}_{count}"] = round(ratio, 2)
-    bandwidth = read_gb_per_s()
+    bandwidth = statistics.median(bandwidths)
     figures["read_gb_per_s"] = round(bandwidth, 1)
     figures["bandwidth_share_1"] = round(rates["omai_ray", 1] * weights / 1e9 / bandwidth, 3)
     print(json.dumps(figures))

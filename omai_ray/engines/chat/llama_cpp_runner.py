@@ -35,7 +35,7 @@ except ImportError as error:
 _log = logging.getLogger(__name__)
 _CONTEXT_STEP = 256  # llama.cpp rounds a slot's context up to this
 _MOST_SLOTS = 256  # as llama.cpp is built
-_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 1024  # more than the scheduler's steps have, with a token of each slot
 _FAILURES = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}
 _WARNINGS = (3, 4)  # ggml's log levels: a warning, an error; 5 goes on with the line before
 
@@ -78,17 +78,13 @@ class LlamaCppRunner:
 
     def run(self, pieces: Iterable[Piece]) -> Tensor:
         """Compute pieces; returns float32 [N, V], the logits after those that are the last."""
-        parts: list[Tensor] = []
-        drawn: list[int] = []
         batch = self._batch
+        drawn = []
         count = 0
         for piece in pieces:
             slot = piece.stored.extent.start
             self._clear(slot, piece.start)
             for place in range(piece.start, piece.start + piece.count):
-                if count == _BATCH_TOKENS:
-                    parts.append(self._decode(count, drawn))
-                    count, drawn = 0, []
                 batch.token[count] = piece.sequence.tokens[place]
                 batch.pos[count] = place
                 batch.n_seq_id[count] = 1
@@ -98,12 +94,8 @@ class LlamaCppRunner:
             if piece.last:
                 batch.logits[count - 1] = True
                 drawn.append(count - 1)
-        parts.append(self._decode(count, drawn))
-        return torch.cat(parts)
-
-    def _decode(self, count: int, drawn: list[int]) -> Tensor:
-        self._batch.n_tokens = count
-        status = lib.llama_decode(self._context, self._batch)
+        batch.n_tokens = count
+        status = lib.llama_decode(self._context, batch)
         if status:
             raise ServerError(f"llama.cpp: {_FAILURES.get(status, f'error {status}')}")
         logits = torch.empty(len(drawn), self.vocab_size)
