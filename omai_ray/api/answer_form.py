@@ -9,33 +9,49 @@ from typing import Any
 from omai_ray.api.schemas.chat import ChatRequest, JsonFormat, NamedTool, SchemaFormat, Tool
 from omai_ray.engines.chat.protocol import Grammar
 from omai_ray.errors import InvalidRequest
+from omai_ray.text.tokenizer import TextTokenizer
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+# Text in which no call begins, and text that ends where one does. A lexer that had taken the first
+# would not go back for a tag that is spelled in it.
+_SAID = rf"SAID: /(.|\n)*/ & ~/(.|\n)*{_OPEN}(.|\n)*/"
+_OPENING = rf"OPENING: /(.|\n)*{_OPEN}/ & ~/(.|\n)*{_OPEN}(.|\n)+/"
 
 
-def answer_grammar(body: ChatRequest) -> Grammar | None:
+def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | None:
     """Return the grammar that an answer must follow, None for free text.
 
     Raises InvalidRequest for a choice of tools that there are not. That a schema can be compiled is
     found out by the engine.
     """
-    forced = _forced_tools(body)
-    if forced:
-        calls = "call" if body.parallel_tool_calls is False else "call+"
-        return Grammar("lark", f"start: {calls}\n{_call_rule(forced)}", "tools")
+    several = body.parallel_tool_calls is not False
+    tools = _callable_tools(body)
+    if body.tool_choice not in (None, "none", "auto"):
+        calls = "call+" if several else "call"
+        return Grammar("lark", f"start: {calls}\n{_call_rule(tools, tokenizer)}", "tools")
     schema = _schema(body)
-    if schema is None:
-        return None
-    if body.tools and body.tool_choice != "none":
+    if schema is not None and tools:
         rules = f"start: answer | call+\nanswer: %json {_written(schema)}\n"
-        return Grammar("lark", rules + _call_rule(body.tools))
-    return Grammar("json_schema", _written(schema))
+        return Grammar("lark", rules + _call_rule(tools, tokenizer))
+    if schema is not None:
+        return Grammar("json_schema", _written(schema))
+    if any(tool.function.strict for tool in tools):
+        start = "start: said_call* SAID" if several else "start: said_call | SAID"
+        has_tag = tokenizer.has_token(_OPEN)
+        said_call = "SAID call" if has_tag else "OPENING called"
+        rules = [start, f"said_call: {said_call}", _SAID, *([] if has_tag else [_OPENING])]
+        return Grammar("lark", "\n".join([*rules, _call_rule(tools, tokenizer)]), "tools")
+    return None
 
 
-def _forced_tools(body: ChatRequest) -> Sequence[Tool]:
-    """Return the tools of which one has to be called."""
+def _callable_tools(body: ChatRequest) -> Sequence[Tool]:
+    """Return the tools that may, or have to, be called."""
     choice = body.tool_choice
-    if choice is None or choice in ("none", "auto"):
-        return ()
     tools = body.tools or []
+    if choice in (None, "auto"):
+        return tools
+    if choice == "none":
+        return ()
     if not tools:
         raise InvalidRequest(
             "'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice"
@@ -59,8 +75,11 @@ def _schema(body: ChatRequest) -> dict[str, Any] | None:
     return None
 
 
-def _call_rule(tools: Sequence[Tool]) -> str:
-    """Return the rule `call`, in the convention that `omai_ray.text.tools` reads."""
+def _call_rule(tools: Sequence[Tool], tokenizer: TextTokenizer) -> str:
+    """Return the rule `call`, in the convention that `omai_ray.text.tools` reads.
+
+    Where the model has a token of its own for the convention's tags, that is what it writes.
+    """
     calls = [
         {
             "type": "object",
@@ -74,8 +93,9 @@ def _call_rule(tools: Sequence[Tool]) -> str:
         for tool in tools
     ]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    call = '"<tool_call>" /\\n?/ body /\\n?/ "</tool_call>" /\\n?/'
-    return f"call: {call}\nbody: %json {_written(schema)}"
+    opens, closes = (tag if tokenizer.has_token(tag) else f'"{tag}"' for tag in (_OPEN, _CLOSE))
+    called = rf"/\n?/ body /\n?/ {closes} /\n?/"
+    return f"call: {opens} called\ncalled: {called}\nbody: %json {_written(schema)}"
 
 
 def _written(schema: dict[str, Any]) -> str:

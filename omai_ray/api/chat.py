@@ -123,7 +123,7 @@ def _job(
         stop=body.stops,
         parse_tools=bool(body.tools) and body.tool_choice != "none",
         one_call=body.parallel_tool_calls is False,
-        grammar=answer_grammar(body),
+        grammar=answer_grammar(body, served.tokenizer.text),
     )
 
 

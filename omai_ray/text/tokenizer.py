@@ -56,6 +56,11 @@ class TextTokenizer:
         """Return the text of ids, special tokens left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
+    def has_token(self, text: str) -> bool:
+        """Tell whether a text is a token of its own, added to those that texts are split into."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return any(token.content == text for token in added)
+
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raise InvalidRequest where an id is outside the vocabulary."""
         for token_id in (min(ids, default=0), max(ids, default=0)):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from omai_ray.api.answer_form import answer_grammar
+from omai_ray.api.schemas.chat import ChatRequest
+from omai_ray.catalog import ModelSpec, locate
+from omai_ray.engines.chat.grammar import Grammars
+from omai_ray.text.tokenizer import TextTokenizer
 from tests.api.conftest import Api, events
 from tests.api.shapes import check
 
@@ -151,3 +157,81 @@ async def test_a_form_that_cannot_be_is_refused_by_name(
     assert error["param"] == param
     assert words in error["message"]
     assert (await api.complete(headers)).status_code == 200
+
+
+@pytest.fixture(params=["plain", "tokens"])
+def tokens_of(request: pytest.FixtureRequest, chat_checkpoint: Path) -> Path:
+    """Return a tokenizer that spells a call's tags, and one that has tokens for them."""
+    if request.param == "plain":
+        return chat_checkpoint
+    return locate(ModelSpec(name="m", task="chat", source="builtin:omai-chat-small"))
+
+
+def follows(directory: Path, fields: dict[str, Any], text: str) -> bool:
+    """Whether a whole answer is of the form that a request asks for."""
+    tokenizer = TextTokenizer(directory)
+    body = ChatRequest.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}
+    )
+    grammar = answer_grammar(body, tokenizer)
+    assert grammar is not None
+    end = 0
+    constraint = Grammars(directory / "tokenizer.json", tokenizer.vocab_size, [end]).start(grammar)
+    for token in tokenizer.encode(text, special_tokens=False):
+        if not constraint.allowed()[token]:
+            return False
+        constraint.accept(token)
+    return bool(constraint.allowed()[end])
+
+
+ROME = '<tool_call>{"name": "a", "arguments": {"city": "Rome"}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        ("", True),
+        ("Just <b>text</b>.\n", True),
+        (ROME, True),
+        (f"I look.\n{ROME}\n{ROME} done", True),
+        (ROME.replace("Rome", "Paris"), False),
+        (ROME.replace('"a"', '"c"'), False),
+        ("so <tool_call>then nothing", False),
+        (ROME[: -len("</tool_call>")], False),
+    ],
+)
+def test_calls_of_strict_tools_are_valid_where_the_model_may_choose(
+    tokens_of: Path, text: str, fine: bool
+) -> None:
+    """Any text, and calls that follow the schemas."""
+    strict = tool("a")
+    strict["function"]["strict"] = True
+    assert follows(tokens_of, {"tools": [strict, tool("b")]}, text) == fine
+
+
+def test_at_most_one_call_where_there_are_no_parallel_ones(tokens_of: Path) -> None:
+    """Text before it, none after."""
+    strict = tool("a")
+    strict["function"]["strict"] = True
+    fields = {"tools": [strict], "parallel_tool_calls": False}
+    assert follows(tokens_of, fields, f"Well: {ROME}")
+    assert not follows(tokens_of, fields, f"{ROME} {ROME}")
+
+
+def test_a_call_that_has_to_be_made_is_written_with_the_models_own_tags(tokens_of: Path) -> None:
+    """As it was trained to write it, one token each where it has them."""
+    fields = {"tools": [tool("a")], "tool_choice": "required"}
+    assert follows(tokens_of, fields, ROME)
+    assert not follows(tokens_of, fields, f"Well: {ROME}")
+
+
+def test_tools_that_are_not_strict_leave_the_model_free(tokens_of: Path) -> None:
+    """What it writes is read as calls where it is some."""
+    body = ChatRequest.model_validate(
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [tool("a")],
+        }
+    )
+    assert answer_grammar(body, TextTokenizer(tokens_of)) is None

@@ -222,8 +222,7 @@ def slot_attention(
         values[first : first + chunk.count] = v[rows]
         seen = slice(chunk.start, first + chunk.count)
         past = (keys[seen].transpose(0, 1), values[seen].transpose(0, 1))
-        attend = _attend_chunk_half if step.half else _attend_chunk
-        attend(query[0, :, rows], *past, step, chunk, scale, sliding_window, out[rows])
+        _attend_chunk(query[0, :, rows], *past, step, chunk, scale, sliding_window, out[rows])
     return out[None], None
 
 
@@ -269,47 +268,32 @@ def _attend_chunk(
     out: Tensor,
 ) -> None:
     """Attend with a chunk: query [H, T, D], key and value [K, past + T, D] -> out [T, H, D]."""
-    mask = step.chunk_mask(chunk, window, query.device)
-    attended = scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=mask,
-        is_causal=mask is None and chunk.count > 1,
-        scale=scale,
-        enable_gqa=query.shape[0] != key.shape[0],
-    )
-    out.copy_(attended[0].transpose(0, 1))
-
-
-def _attend_chunk_half(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    step: Step,
-    chunk: Chunk,
-    scale: float,
-    window: int | None,
-    out: Tensor,
-) -> None:
-    """Do what `_attend_chunk` does, in blocks of rows: what all of one do not see is left out."""
+    if not step.half:
+        mask = step.chunk_mask(chunk, window, query.device)
+        attended = scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=mask,
+            is_causal=mask is None and chunk.count > 1,
+            scale=scale,
+            enable_gqa=query.shape[0] != key.shape[0],
+        )
+        out.copy_(attended[0].transpose(0, 1))
+        return
     heads, shared = key.shape[0], query.shape[0] // key.shape[0]
-    for first in range(0, chunk.count, _BLOCK_ROWS):
+    for first in range(0, chunk.count, _BLOCK_ROWS):  # what all of a block do not see is left out
         end = min(first + _BLOCK_ROWS, chunk.count)
         start, seen = chunk.past + first, chunk.past + end
-        mask = step.block_mask(start, seen, window, query)
+        mask = step.block_mask(start, seen, window, query).expand(shared, -1, -1)
         q = query[:, first:end].reshape(heads, -1, query.shape[2])
-        tiled = mask.expand(shared, -1, -1).reshape(1, -1, seen)
-        attended = _attend_half(q, key[:, :seen], value[:, :seen], tiled, scale)
+        attended = _attend_half(q, key[:, :seen], value[:, :seen], mask.reshape(1, -1, seen), scale)
         out[first:end] = attended.view(query.shape[0], end - first, -1).transpose(0, 1)
 
 
-def _attend_half(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attend by products: q [B, M, D], k and v [B, L, D], mask [1 or B, 1 or M, L] -> [B, M, D]."""
-    if mask is None:
-        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
-    else:
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
+def _attend_half(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attend by products: q [B, M, D], k and v [B, L, D], mask [1, M, L] -> [B, M, D]."""
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(torch.softmax(scores, -1), v)
 
 
