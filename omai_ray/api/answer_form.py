@@ -39,8 +39,8 @@ def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | Non
         start = "start: said_call* SAID" if several else "start: said_call | SAID"
         has_tag = tokenizer.has_token(_OPEN)
         said_call = "SAID call" if has_tag else "OPENING called"
-        rules = [start, f"said_call: {said_call}", _SAID, *([] if has_tag else [_OPENING])]
-        return Grammar("lark", "\n".join([*rules, _call_rule(tools, tokenizer)]), "tools")
+        parts = [start, f"said_call: {said_call}", _SAID, *([] if has_tag else [_OPENING])]
+        return Grammar("lark", "\n".join([*parts, _call_rule(tools, tokenizer)]), "tools")
     return None
 
 

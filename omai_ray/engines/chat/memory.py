@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from pathlib import Path
 
 import torch
 
@@ -42,4 +44,34 @@ def affordable_places(spec: ModelSpec, longest: int, each: int, device: torch.de
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(_available(), _left_in_container(Path("/sys/fs/cgroup"))))
+
+
+def _available() -> int:
+    """Return the machine's memory that can be had without swapping, in bytes."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
+            found = dict(line.split(":", 1) for line in file)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_in_container(root: Path) -> float:
+    """Return what a container's limit leaves, in bytes; infinity where there is none.
+
+    Beyond it the kernel kills the process, however much the machine has. Read from cgroups, version
+    2 or 1; cached files that can be dropped are not counted as used.
+    """
+    for folder, limit, used in (
+        (root, "memory.max", "memory.current"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most = int((folder / limit).read_text())
+            now = int((folder / used).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # `max` is no number: no limit
+            continue
+        return most - now + int(stat.get("inactive_file", 0))
+    return math.inf
