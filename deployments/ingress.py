@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -68,10 +69,12 @@ def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) 
     """Return the catalog's models with their tokenizers and handles. Blocking: reads files."""
     catalog = settings.catalog
     chats = {
-        name: _serve_chat(spec, handles[catalog.bases.get(name, name)], name in catalog.bases)
-        for name, spec in catalog.models.items()
+        spec.name: _serve_chat(spec, handles[spec.name])
+        for spec in settings.models
         if spec.task == "chat"
     }
+    for name, base in catalog.bases.items():
+        chats[name] = replace(chats[base], spec=catalog.models[name], adapter=name)
     embeddings = {
         spec.name: _serve_embedding(spec, handles[spec.name])
         for spec in settings.models
@@ -80,12 +83,11 @@ def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) 
     return ServedModels(catalog, chats, embeddings)
 
 
-def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any], is_adapter: bool) -> ServedChat:
+def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
     directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = ChatTokenizer(directory, spec.context)
-    adapter = spec.name if is_adapter else ""
-    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created, adapter)
+    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created)
 
 
 def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:

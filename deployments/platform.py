@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
-from omai_ray.engines.checkpoint import check_weights
+from omai_ray.engines.checkpoint import check_adapter, check_weights
 from omai_ray.errors import ConfigError
 from omai_ray.settings import Settings
 from omai_ray.text.chat_template import ChatTokenizer
@@ -59,7 +59,8 @@ def check_models(models: Iterable[ModelSpec]) -> None:
     for spec in models:
         directory = locate(spec)
         check_weights(spec, directory)
-        locate_adapters(spec)
+        for adapter in locate_adapters(spec).values():
+            check_adapter(adapter)
         if spec.task == "chat":
             ChatTokenizer(directory, spec.context)
         else:

@@ -204,6 +204,11 @@ def _locate_builtin(name: str) -> Path:
 
 
 def _fetch(spec: ModelSpec, weights: bool, fetch: bool) -> Path:
+    if spec.engine == "llama-cpp":
+        raise ConfigError(
+            f"model '{spec.name}': engine llama-cpp takes a directory, and there is no "
+            f"{spec.source}; a hub repository has many GGUF files, so fetch the one you want"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -314,7 +314,7 @@ def _add_models(commands: Commands) -> None:
 def _models(args: argparse.Namespace) -> int:
     settings = _settings(args)
     rows = []
-    for spec in settings.models:
+    for spec in settings.catalog.models.values():
         aliases = [alias for alias, name in settings.aliases.items() if name == spec.name]
         rows.append(
             {

@@ -28,6 +28,19 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2
 
 
+class VLLMClientError(Exception):
+    pass
+
+
+class VLLMValidationError(VLLMClientError):
+    pass
+
+
+@dataclass
+class StructuredOutputsConfig:
+    backend: str = "auto"
+
+
 @dataclass
 class StructuredOutputsParams:
     json: str | None = None
@@ -55,7 +68,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
+            raise VLLMValidationError(f"top_p must be in (0, 1], got {self.top_p}.")
+        if not 0 <= self.temperature <= 2:
+            raise VLLMValidationError(f"temperature must be in [0, 2], got {self.temperature}.")
 
 
 @dataclass
@@ -70,7 +85,8 @@ class AsyncEngineArgs:
     enable_prefix_caching: bool | None = None
     disable_log_stats: bool = False
     enable_log_requests: bool = False
-    structured_outputs_config: dict[str, Any] | None = None
+    structured_outputs_config: StructuredOutputsConfig | None = None
+    kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
 
@@ -139,7 +155,7 @@ class AsyncLLM:
         if params.output_kind is not RequestOutputKind.DELTA or params.detokenize:
             raise NotImplementedError("the stand-in gives deltas of token ids only")
         if params.structured_outputs is not None:
-            raise ValueError("the stand-in has no grammars")
+            raise VLLMValidationError("the stand-in has no grammars")
         salt = prompt.get("cache_salt")
         hit = any(owner == salt and seen == ids for owner, seen in self._seen)
         sequence = _Sequence(params, ids, (len(ids) - 1) // 16 * 16 if hit else 0)
@@ -148,11 +164,11 @@ class AsyncLLM:
         if params.seed is not None:
             generator.manual_seed(params.seed)
         try:
-            finish = None
+            finish = logits = None
             while finish is None:
                 await asyncio.sleep(0)
                 if sequence.aborted:
-                    yield _output(request_id, sequence, [], None, "abort")
+                    yield _output(request_id, sequence, [], logits, "abort")
                     return
                 logits = self._logits(sequence)
                 token = _choose(logits, sequence, generator)
@@ -163,6 +179,8 @@ class AsyncLLM:
                     finish = "length"
                 yield _output(request_id, sequence, [token], logits, finish)
             self._seen.append((salt, ids))
+        except VLLMClientError:
+            raise
         except Exception as error:
             raise EngineGenerateError from error
         finally:
@@ -224,6 +242,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
             "SamplingParams": SamplingParams,
             "TokensPrompt": dict,
         },
+        "vllm.config": {"StructuredOutputsConfig": StructuredOutputsConfig},
+        "vllm.exceptions": {"VLLMClientError": VLLMClientError},
         "vllm.sampling_params": {
             "RequestOutputKind": RequestOutputKind,
             "StructuredOutputsParams": StructuredOutputsParams,

@@ -9,6 +9,8 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import CheckpointError
 from omai_ray.text.tokenizer import read_json
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 
 def check_weights(spec: ModelSpec, directory: Path) -> None:
     """Raise CheckpointError where a directory has nothing that the model's engine can load."""
@@ -16,6 +18,16 @@ def check_weights(spec: ModelSpec, directory: Path) -> None:
         gguf_file(directory)
     else:
         check_safe(directory)
+
+
+def check_adapter(directory: Path) -> None:
+    """Raise CheckpointError where a directory has no LoRA adapter in peft's layout."""
+    kind = read_json(directory / "adapter_config.json").get("peft_type")
+    if kind != "LORA" or not (directory / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{directory}: no LoRA adapter in peft's layout (adapter_config.json with peft_type "
+            f"LORA, and {ADAPTER_WEIGHTS})"
+        )
 
 
 def gguf_file(directory: Path) -> Path:

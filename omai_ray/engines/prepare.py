@@ -29,13 +29,15 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
     multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
     if model.device.type != "cpu" or not multiplied or not has_onednn():
         return
-    adopt_rotary(model)
+    restore_rotary = adopt_rotary(model)
     wiring = watch(model, probe)
     native = _native(model)
-    why = ""
-    for replacements in ([native | packed(_without(wiring, native))] if native else []) + [
-        packed(wiring)
-    ]:
+    # Made when their turn comes: each copies all weights.
+    candidates: list[Callable[[], dict[nn.Module, nn.Module]]] = [lambda: packed(wiring)]
+    if native:
+        candidates.insert(0, lambda: native | packed(_without(wiring, native)))
+    for candidate in candidates:
+        replacements = candidate()
         rewire(model, replacements)
         try:
             why = "values differ" if differs(probe(), expected, tolerance) else ""
@@ -44,6 +46,8 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
         if not why:
             return
         rewire(model, {new: old for old, new in replacements.items()})
+        replacements.clear()
+    restore_rotary()
     _log.warning(
         "the layers of a %s cannot be prepared for this CPU, so it is slower: %s",
         model.config.model_type,

@@ -212,7 +212,9 @@ class BatchingEngine:
         except Exception as error:  # the pasts of any could be wrong now
             _log.exception("keys and values could not be copied")
             running = [self._running[sequence] for sequence in self._scheduler.running]
-            return [(task, self._end(task, "error", type(error).__name__)) for task in running]
+            ended = [(task, self._end(task, "error", type(error).__name__)) for task in running]
+            self._scheduler.forget()
+            return ended
         try:
             return self._step(plan.pieces) if plan.pieces else []
         except Exception:  # found out below whose fault it is

@@ -35,6 +35,7 @@ except ImportError as error:
 _log = logging.getLogger(__name__)
 _CONTEXT_STEP = 256  # llama.cpp rounds a slot's context up to this
 _MOST_SLOTS = 256  # as llama.cpp is built
+_SAMPLED_TOKENS = 256
 _BATCH_TOKENS = 1024  # more than the scheduler's steps have, with a token of each slot
 _FAILURES = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}
 _WARNINGS = (3, 4)  # ggml's log levels: a warning, an error; 5 goes on with the line before
@@ -124,12 +125,18 @@ class LlamaCppRunner:
         return context
 
     def _check_tokenizer(self, directory: Path) -> None:
-        """Raise CheckpointError where tokenizer.json is another model's."""
+        """Raise CheckpointError where tokenizer.json is another model's, by a sample of tokens."""
         tokenizer = TextTokenizer(directory)
-        if tokenizer.vocab_size > self.vocab_size:
+        size = tokenizer.vocab_size
+        alike = size <= self.vocab_size and all(
+            tokenizer.backend.id_to_token(token)
+            in (None, lib.llama_vocab_get_text(self._vocab, token).decode(errors="replace"))
+            for token in range(0, size, max(1, size // _SAMPLED_TOKENS))
+        )
+        if not alike:
             raise CheckpointError(
-                f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, and the GGUF file "
-                f"{self.vocab_size}; they belong to different models"
+                f"{directory}: the tokens of tokenizer.json ({size}) are not those of the GGUF "
+                f"file ({self.vocab_size}); they belong to different models"
             )
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from omai_ray.engines.checkpoint import ADAPTER_WEIGHTS, check_adapter
 from omai_ray.engines.wiring import rewire
 from omai_ray.errors import CheckpointError
 from omai_ray.text.tokenizer import read_json
@@ -23,6 +24,9 @@ _PREFIX = "base_model.model."
 _PARTS = {".lora_A.weight": 0, ".lora_B.weight": 1}
 # What else peft can do to a model, which is not done here: refused, not ignored.
 _UNSUPPORTED = ("use_dora", "modules_to_save", "alpha_pattern", "fan_in_fan_out", "lora_bias")
+
+# Beginnings with which peft changes the base model's own weights, which are not part of an adapter.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclass
@@ -47,13 +51,13 @@ class LoraLinear(nn.Module):
         self._rows = rows
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return [1, T, M] for [1, T, N]."""
+        """Return [..., T, M] for [..., T, N]."""
         # A view, so that nothing that is joined to the base's product passes the adapters by.
         out: Tensor = self.base(values).view(*values.shape[:-1], -1)
         for name, span in self._rows.spans:
             if (pair := self._pairs.get(name)) is not None:
                 down, up = pair
-                out[:, span] += (values[:, span] @ down.T) @ up.T
+                out[..., span, :] += (values[..., span, :] @ down.T) @ up.T
         return out
 
 
@@ -81,16 +85,14 @@ def add_adapters(model: Any, directories: Mapping[str, Path]) -> Rows:
 
 def _read(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Return A and B times the scale of each layer, float32, by its path in the model."""
+    check_adapter(directory)
     config = read_json(directory / "adapter_config.json")
-    weights = directory / "adapter_model.safetensors"
-    if config.get("peft_type") != "LORA" or not weights.is_file():
-        raise CheckpointError(
-            f"{directory}: no LoRA adapter in peft's layout (adapter_config.json with peft_type "
-            "LORA, and adapter_model.safetensors)"
-        )
+    weights = directory / ADAPTER_WEIGHTS
     more = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":
         more.append("bias")
+    if str(config.get("init_lora_weights")).startswith(_CHANGED_BASE):
+        more.append(f"init_lora_weights {config['init_lora_weights']}")
     if more:
         raise CheckpointError(f"{directory}: uses {', '.join(more)}, which is not supported")
     try:
@@ -114,5 +116,5 @@ def _read(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _scale(config: dict[str, Any], rank: int) -> float:
     """Return alpha over the rank, or over its root (Kalajdzievski 2023)."""
-    alpha = float(config.get("lora_alpha", rank))
+    alpha = float(config.get("lora_alpha") or rank)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

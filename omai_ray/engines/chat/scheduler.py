@@ -129,6 +129,11 @@ class Scheduler:
         if account not in {other.request.account for other in self.sequences()}:
             del self._served[account]
 
+    def forget(self) -> None:
+        """Give up what is kept of sequences that have ended."""
+        while (evicted := self._prefixes.evict()) is not None:
+            self._places.free(evicted.extent)
+
     def plan(self) -> Plan:
         """Return the next step; empty where there is nothing to do."""
         plan = Plan()

@@ -26,6 +26,7 @@ from omai_ray.errors import ConfigError, InvalidRequest, Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _LEAST_TOP_P = 1e-6  # vLLM refuses 0, which means the likeliest token alone
+_LARGEST_SEED = 2**63 - 1  # -1 would be none
 _GRAMMARS = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
 
 
@@ -56,6 +57,8 @@ class VllmEngine:
         """Have vLLM load the weights, in a process of its own; returns once it has."""
         try:
             import vllm
+            from vllm.config import StructuredOutputsConfig
+            from vllm.exceptions import VLLMClientError
             from vllm.sampling_params import StructuredOutputsParams
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
@@ -63,9 +66,10 @@ class VllmEngine:
                 f"engine vllm needs vLLM in the replica's environment: pip install "
                 f"'omai-ray[vllm]' there, and name it in the model's `runtime_env` ({error})"
             ) from error
-        self._vllm, self._structured = vllm, StructuredOutputsParams
+        self._vllm, self._structured, self._refusal = vllm, StructuredOutputsParams, VLLMClientError
+        forms = StructuredOutputsConfig(backend="guidance")
         try:
-            arguments = vllm.AsyncEngineArgs(**self._arguments())
+            arguments = vllm.AsyncEngineArgs(**self._arguments(), structured_outputs_config=forms)
         except TypeError as error:
             raise ConfigError(f"model '{self._spec.name}': engine_args: {error}") from error
         self._llm = AsyncLLM.from_engine_args(arguments)
@@ -83,8 +87,9 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "enable_log_requests": False,
-            "structured_outputs_config": {"backend": "guidance"},
         }
+        if self._spec.kv_cache_gib is not None:
+            own["kv_cache_memory_bytes"] = int(self._spec.kv_cache_gib * 2**30)
         twice = sorted(own.keys() & self._spec.engine_args.keys())
         if twice:
             raise ConfigError(
@@ -108,9 +113,12 @@ class VllmEngine:
         check_request(request, self.vocab_size, self.context)
         self._admit()
         name = request.request_id
+        try:
+            outputs = self._llm.generate(self._prompt(request), self._sampling(request), name)
+        except self._refusal as error:
+            raise _refused(request, error) from error
         self._waiting.add(name)
         self._idle.clear()
-        outputs = self._llm.generate(self._prompt(request), self._sampling(request), name)
         try:
             while (output := await _next(outputs, request.deadline)) is not None:
                 self._waiting.discard(name)
@@ -118,17 +126,16 @@ class VllmEngine:
                 yield _step_output(output, request.sampling.logprobs)
         except TimeoutError:
             yield StepOutput([], "error", error="deadline exceeded")
-        except ValueError as error:  # vLLM's own refusals are ValueErrors
-            param = request.grammar.param if request.grammar is not None else None
-            raise InvalidRequest(str(error), param=param) from error
+        except self._refusal as error:
+            raise _refused(request, error) from error
         except Exception as error:  # handed to the request it belongs to
             yield StepOutput([], "error", error=type(error).__name__)
         finally:
             self._waiting.discard(name)
             self._running.discard(name)
+            await outputs.aclose()
             if not self._running | self._waiting:
                 self._idle.set()
-            await outputs.aclose()
 
     def abort(self, request_id: str) -> None:
         """Cancel a request, if it is still there: its iterator ends with finish `abort`."""
@@ -169,7 +176,7 @@ class VllmEngine:
             repetition_penalty=sampling.repetition_penalty,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
-            seed=sampling.seed,
+            seed=None if sampling.seed is None else sampling.seed & _LARGEST_SEED,
             logit_bias=dict(sampling.logit_bias) or None,
             logprobs=sampling.logprobs,
             max_tokens=min(request.max_new_tokens, self.context - len(request.prompt_ids)),
@@ -183,6 +190,11 @@ class VllmEngine:
         if grammar is None:
             return None
         return self._structured(**{_GRAMMARS[grammar.kind]: grammar.source})
+
+
+def _refused(request: GenerationRequest, error: Exception) -> InvalidRequest:
+    param = request.grammar.param if request.grammar is not None else None
+    return InvalidRequest(str(error), param=param)
 
 
 async def _next(outputs: AsyncGenerator[Any, None], deadline: float | None) -> Any:
@@ -204,7 +216,7 @@ def _step_output(output: Any, logprobs: int | None) -> StepOutput:
     (completion,) = output.outputs
     token_ids = list(completion.token_ids)
     reported = None
-    if logprobs is not None:
+    if token_ids and logprobs is not None:
         pairs = zip(token_ids, completion.logprobs or [], strict=True)
         reported = [_token_logprobs(token, found, logprobs) for token, found in pairs]
     return StepOutput(

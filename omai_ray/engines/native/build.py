@@ -7,9 +7,12 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,10 +35,11 @@ def library() -> ctypes.CDLL | None:
         _log.info("no C++ compiler (c++, or CXX): models run on torch's own operators, more slowly")
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler, _cache())))
+        with _cache() as cache:
+            return ctypes.CDLL(str(_built(compiler, cache)))
     except subprocess.CalledProcessError as error:
         why = (error.stderr.splitlines() or [f"status {error.returncode}"])[0]
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
         why = str(error)
     _log.warning("kernels.cpp cannot be built, so models run more slowly: %s", why)
     return None
@@ -44,20 +48,23 @@ def library() -> ctypes.CDLL | None:
 def _built(compiler: str, cache: Path) -> Path:
     """Return the library, building it where this source was not built for this CPU before."""
     flags = [*_FLAGS, *_vector_flags()]
-    parts = [_SOURCE.read_text(encoding="utf-8"), compiler, *flags, _cpu()]
+    version = _run([compiler, "--version"])
+    parts = [_SOURCE.read_text(encoding="utf-8"), version, *flags, *platform.libc_ver(), _cpu()]
     path = cache / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not path.is_file():
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / path.name
-            subprocess.run(  # noqa: S603 - the compiler of this machine, on a file of this package
-                [compiler, *flags, str(_SOURCE), "-o", str(made)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-            )
+            _run([compiler, *flags, str(_SOURCE), "-o", str(made)])
             made.replace(path)
     return path
+
+
+def _run(command: list[str]) -> str:
+    """Run this machine's compiler, and return what it prints."""
+    ran = subprocess.run(  # noqa: S603 - on a file of this package
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+    )
+    return ran.stdout
 
 
 def _vector_flags() -> list[str]:
@@ -71,15 +78,21 @@ def _cpu() -> str:
     return ",".join(f"{name}={found}" for name, found in torch.cpu.get_capabilities().items())
 
 
-def _cache() -> Path:
-    """Return a directory that nobody else can write to: what lies there is run."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = base / "omai-ray"
+@contextmanager
+def _cache() -> Iterator[Path]:
+    """Give a directory that nobody else can write to: what lies there is run.
+
+    Where there is none to keep, one that is removed after; what was loaded from it stays loaded.
+    """
     try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omai-ray"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
-        if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(path, os.W_OK):
-            return path
-    except OSError:
-        _log.debug("no cache at %s", path)
-    return Path(tempfile.mkdtemp(prefix="omai-ray-"))
+        own = found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(path, os.W_OK)
+    except (OSError, RuntimeError):  # no home, or none that can be written to
+        own = False
+    if own:
+        yield path
+    else:
+        with tempfile.TemporaryDirectory(prefix="omai-ray-") as folder:
+            yield Path(folder)

@@ -51,6 +51,7 @@ class Kernels:
         contiguous. starts: int64 [S], a sequence's first place. lengths: int32 [S], its tokens
         with the new one.
         """
+        self._check(query, key, value, keys, values, out)
         parts = [part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)]
         strides = (_LONG * 6)(*(part.stride(axis) for part in parts for axis in (0, 1)))
         self._attend(
@@ -69,9 +70,12 @@ class Kernels:
 
         early: what is normalised is rounded before it is multiplied; the offset is 0 then.
         """
+        self._check(values, weight)
+        width = len(weight)
+        if values.shape[-1] != width:
+            raise TypeError(f"{values.shape[-1]} values for a float weight of {width}")
         values = values.contiguous()
         out = torch.empty_like(values)
-        width = values.shape[-1]
         self._rms_norm(
             *(values.data_ptr(), weight.data_ptr(), out.data_ptr()),
             *(values.numel() // width, width, epsilon, offset, early, torch.get_num_threads()),
@@ -80,6 +84,7 @@ class Kernels:
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
+        self._check(states, cos, sin)
         if states.stride(2) != 1:
             states = states.contiguous()
         heads, tokens, width = states.shape
@@ -92,6 +97,7 @@ class Kernels:
 
     def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
         """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
+        self._check(both)
         both = both.contiguous()
         width = both.shape[-1] // 2
         out = both.new_empty(*both.shape[:-1], width)
@@ -103,6 +109,12 @@ class Kernels:
             *(both.numel() // (2 * width), width, 2 * width, torch.get_num_threads()),
         )
         return out
+
+    def _check(self, *tensors: Tensor) -> None:
+        """Raise TypeError for another dtype: the kernels would read something else."""
+        for tensor in tensors:
+            if tensor.dtype != self.dtype:
+                raise TypeError(f"kernels for {self.dtype} were given {tensor.dtype}")
 
 
 @functools.cache

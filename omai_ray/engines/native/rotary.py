@@ -31,20 +31,21 @@ class NativeRotary:
     ) -> tuple[Tensor, Tensor]:
         """Rotate q [1, H, T, D] and k [1, K, T, D] by cos and sin [1, T, D]."""
         found = None if others or options or q.device.type != "cpu" else kernels(q.dtype)
-        fits = q.shape[0] == 1 and cos.shape == (1, q.shape[2], q.shape[3])
-        alike = q.dtype == k.dtype == cos.dtype == sin.dtype and q.shape[3] == k.shape[3]
-        if found is None or not fits or not alike or q.shape[3] % 2:
+        if found is None or not _fits(q, k, cos, sin):
             return self.original(q, k, cos, sin, *others, **options)
         return _rotated(found, q, k, cos, sin)
 
 
-def adopt_rotary(model: Any) -> None:
-    """Exchange the function in the module of a model's architecture, if it rotates halves."""
+def adopt_rotary(model: Any) -> Callable[[], None]:
+    """Exchange the function in the module of a model's architecture, if it rotates halves.
+
+    Returns what puts the original back.
+    """
     module = sys.modules[type(model).__module__]
     original = getattr(module, _NAME, None)
     found = kernels(model.dtype)
     if found is None or original is None or isinstance(original, NativeRotary):
-        return
+        return _nothing
     generator = torch.Generator().manual_seed(0)
     q, k, angles = (
         torch.randn(shape, generator=generator).to(model.dtype)
@@ -54,10 +55,23 @@ def adopt_rotary(model: Any) -> None:
     try:
         expected = original(q, k, cos, sin)
     except (IndexError, RuntimeError, TypeError, ValueError):
-        return
+        return _nothing
     rotated = _rotated(found, q, k, cos, sin)
     if all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rotated, expected, strict=True)):
         setattr(module, _NAME, NativeRotary(original))
+        return lambda: setattr(module, _NAME, original)
+    return _nothing
+
+
+def _nothing() -> None:
+    """Put nothing back."""
+
+
+def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    if q.ndim != 4 or q.shape[0] != 1 or q.shape[3] % 2 or q.shape[3] != k.shape[3]:
+        return False
+    alike = q.dtype == k.dtype == cos.dtype == sin.dtype
+    return alike and cos.shape == sin.shape == (1, q.shape[2], q.shape[3])
 
 
 def _rotated(

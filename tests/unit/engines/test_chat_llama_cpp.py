@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM
 
 from omai_ray.catalog import ModelSpec
@@ -104,12 +104,18 @@ def test_a_directory_that_lacks_something_is_refused(
         BatchingEngine(spec(tmp_path / "m")).start()
 
 
-def test_another_models_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """One with more tokens than the file has."""
+@pytest.mark.parametrize("larger", [True, False])
+def test_another_models_tokenizer_is_refused(
+    checkpoint: Path, tmp_path: Path, larger: bool
+) -> None:
+    """One with more tokens than the file has, or with other ones."""
     shutil.copytree(checkpoint, tmp_path / "m")
     path = tmp_path / "m" / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.add_tokens(["<more>"])
+    if larger:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.add_tokens(["<more>"])
+    else:
+        tokenizer = Tokenizer(models.BPE({chr(65 + at): at for at in range(50)}, []))
     tokenizer.save(str(path))
     with pytest.raises(CheckpointError, match="belong to different models"):
         BatchingEngine(spec(tmp_path / "m")).start()

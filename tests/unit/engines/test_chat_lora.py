@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.batching_engine import BatchingEngine
@@ -112,6 +112,35 @@ async def test_each_request_is_answered_by_its_own_adapter(
     await engine.drain()
 
 
+async def test_layers_that_read_rows_without_a_batch_are_adapted(tmp_path: Path) -> None:
+    """OPT's feed-forward layers are given [T, N]."""
+    base = save_chat_checkpoint(
+        tmp_path / "opt", config=OPTConfig, word_embed_proj_dim=32, ffn_dim=64
+    )
+    adapter = tmp_path / "a"
+    adapter.mkdir()
+    key = "base_model.model.model.decoder.layers.{}.fc1.lora_{}.weight"
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(2):
+        tensors[key.format(layer, "A")] = torch.randn(4, 32, generator=generator)
+        tensors[key.format(layer, "B")] = torch.randn(64, 4, generator=generator)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "lora_alpha": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    spec = ModelSpec(name="m", task="chat", source=str(base), adapters={"a": str(adapter)})
+    engine = BatchingEngine(spec)
+    engine.start()
+    found = await asyncio.gather(
+        *(answer(engine, f"{at}", PROMPT[:9], name) for at, name in enumerate(["a", "", "a"]))
+    )
+    await engine.drain()
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    own = expected(merged(base, adapter, 1.0), PROMPT[:9])
+    assert [tokens for tokens, _ in found] == [own, expected(plain, PROMPT[:9]), own]
+    assert own != expected(plain, PROMPT[:9])
+
+
 async def test_what_was_computed_for_one_adapter_is_not_taken_for_another(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +167,7 @@ def _refused(checkpoint: Path, adapter: Path, message: str) -> None:
     [
         ({"use_dora": True}, "uses use_dora"),
         ({"bias": "all"}, "uses bias"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa"),
         ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
         ({"peft_type": "IA3"}, "no LoRA adapter in peft's layout"),
     ],

@@ -137,6 +137,24 @@ async def test_what_vllm_refuses_is_an_invalid_request(engine: VllmEngine) -> No
     assert caught.value.param == "response_format"
 
 
+async def test_parameters_that_vllm_refuses_leave_nothing_behind(engine: VllmEngine) -> None:
+    """Neither a request that waits for ever, nor an engine that cannot drain."""
+    hot = SamplingParams(temperature=50)
+    with pytest.raises(InvalidRequest, match="temperature"):
+        await collect(engine, GenerationRequest("a", [5], 4, hot))
+    assert engine.stats().waiting == 0
+
+
+async def test_an_abort_is_one_with_log_probabilities_too(engine: VllmEngine) -> None:
+    """Its last output has no token to report on."""
+    reported = dataclasses.replace(ENDLESS, logprobs=2)
+    finishes = []
+    async for output in engine.generate(GenerationRequest("a", [5], 250, reported)):
+        engine.abort("a")
+        finishes.append(output.finish)
+    assert finishes[-1] == "abort"
+
+
 async def test_a_failure_within_vllm_ends_its_request_only(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

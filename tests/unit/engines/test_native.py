@@ -158,6 +158,25 @@ def test_what_only_looks_like_a_gated_block_is_left_alone(native: Kernels) -> No
     assert native_layers(nn.Sequential(Other(False), Other(True)), native) == {}
 
 
+def test_a_layer_that_takes_the_mean_off_is_no_rms_norm(native: Kernels) -> None:
+    """However wide."""
+    norm = nn.LayerNorm(4096, bias=False, dtype=native.dtype)
+    assert native_layers(nn.Sequential(norm), native) == {}
+
+
+def test_tensors_of_another_dtype_or_width_are_refused(native: Kernels) -> None:
+    """They would be read as what they are not."""
+    other = torch.float32 if native.dtype == torch.bfloat16 else torch.bfloat16
+    values = torch.zeros(2, 8, dtype=native.dtype)
+    for wrong in (values.to(other), torch.zeros(2, 16, dtype=native.dtype)):
+        with pytest.raises(TypeError, match="float"):
+            native.rms_norm(wrong, values[0], 1e-6, 0.0, True)
+    with pytest.raises(TypeError):
+        native.silu_product(values.to(other), gate_first=True)
+    with pytest.raises(TypeError):
+        native.rotate(values[None].to(other), values, values)
+
+
 @pytest.fixture
 def llama(tmp_path: Path, native: Kernels) -> Iterator[Any]:
     """Return a Llama, and put its architecture's function back after."""
