@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(
             values, self.weight, self._bias, *self._after
         )
         return out

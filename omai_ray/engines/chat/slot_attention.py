@@ -209,12 +209,14 @@ def slot_attention(
     fits = k.shape[2] == v.shape[2] <= WIDEST_HEAD
     for group in step.neighbours:
         rows = slice(group.row, group.row + len(group.lengths))
-        own = (q[rows], k[rows], v[rows])
+        alone = len(group.lengths) == len(q)  # a step's usual case, without the cost of slices
+        own = (q, k, v) if alone else (q[rows], k[rows], v[rows])
+        place = out if alone else out[rows]
         if step.kernels is not None and fits:
             extents = step.extents(group, q.device)
-            step.kernels.attend(*own, keys, values, *extents, scale, sliding_window, out[rows])
+            step.kernels.attend(*own, keys, values, *extents, scale, sliding_window, place)
         else:
-            out[rows] = _attend_neighbours(*own, keys, values, step, group, scale, sliding_window)
+            place.copy_(_attend_neighbours(*own, keys, values, step, group, scale, sliding_window))
     for chunk in step.chunks:
         rows = slice(chunk.row, chunk.row + chunk.count)
         first = chunk.start + chunk.past

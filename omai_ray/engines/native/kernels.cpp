@@ -92,7 +92,7 @@ void attend_head(const float* query, const T* keys, const T* values, int64_t str
 template <class T>
 void attend(const T* query, const T* key, const T* value, T* keys, T* values, T* out,
             const int64_t* starts, const int32_t* lengths, int sequences, int heads, int key_heads,
-            int width, const int64_t* strides, float scale, int window, int threads) {
+            int width, const int64_t (&strides)[6], float scale, int window, int threads) {
     const int64_t stride = int64_t(key_heads) * width;
     const int shared = heads / key_heads;
     const int chunk = sequences < 2 * threads ? 1 : key_heads;  // memory is read in order
@@ -193,8 +193,12 @@ void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int 
     extern "C" void attend_##NAME(const T* query, const T* key, const T* value, T* keys,          \
                                   T* values, T* out, const int64_t* starts,                       \
                                   const int32_t* lengths, int sequences, int heads,               \
-                                  int key_heads, int width, const int64_t* strides, float scale,  \
+                                  int key_heads, int width, int64_t query_token,                  \
+                                  int64_t query_head, int64_t key_token, int64_t key_head,        \
+                                  int64_t value_token, int64_t value_head, float scale,           \
                                   int window, int threads) {                                      \
+        const int64_t strides[6] = {query_token, query_head,  key_token,                          \
+                                    key_head,    value_token, value_head};                        \
         attend(query, key, value, keys, values, out, starts, lengths, sequences, heads,           \
                key_heads, width, strides, scale, window, threads);                                \
     }                                                                                              \

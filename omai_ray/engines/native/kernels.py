@@ -15,7 +15,7 @@ WIDEST_HEAD = 512  # as kernels.cpp has it
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
-    "attend": [*[_POINTER] * 8, *[_INT] * 4, _POINTER, _FLOAT, _INT, _INT],
+    "attend": [*[_POINTER] * 8, *[_INT] * 4, *[_LONG] * 6, _FLOAT, _INT, _INT],
     "rms_norm": [*[_POINTER] * 3, _LONG, _INT, _FLOAT, _FLOAT, _INT, _INT],
     "rotate": [*[_POINTER] * 4, _LONG, _INT, _INT, _LONG, _LONG, _INT],
     "silu_product": [*[_POINTER] * 3, _LONG, _INT, _LONG, _INT],
@@ -52,14 +52,15 @@ class Kernels:
         with the new one.
         """
         self._check(query, key, value, keys, values, out)
-        parts = [part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)]
-        strides = (_LONG * 6)(*(part.stride(axis) for part in parts for axis in (0, 1)))
+        query, key, value = (
+            part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)
+        )
+        sequences, heads, width = query.shape
         self._attend(
-            *(part.data_ptr() for part in parts),
+            *(query.data_ptr(), key.data_ptr(), value.data_ptr()),
             *(keys.data_ptr(), values.data_ptr(), out.data_ptr()),
-            *(starts.data_ptr(), lengths.data_ptr()),
-            *(len(starts), query.shape[1], key.shape[1], query.shape[2]),
-            ctypes.addressof(strides),
+            *(starts.data_ptr(), lengths.data_ptr(), sequences, heads, key.shape[1], width),
+            *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2]),
             *(scale, window or 0, torch.get_num_threads()),
         )
 
