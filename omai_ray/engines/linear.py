@@ -21,12 +21,11 @@ class PackedLinear(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._after = ("none", [], "") if activation is None else activation.operands
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-            values, self.weight, self._bias, *self._after
-        )
+        out: Tensor = self._multiply(values, self.weight, self._bias, *self._after)
         return out
 
 
@@ -56,7 +55,7 @@ class _Joint:
         """Return the outputs of all, side by side; kept with the tensor for the next of them."""
         kept = values.__dict__.get(_JOINT)
         if kept is None or kept[0] is not self:
-            kept = (self, self._product(values))
+            kept = (self, self._product.forward(values))
             values.__dict__[_JOINT] = kept
         made: Tensor = kept[1]
         return made
@@ -67,11 +66,11 @@ class JointLinear(nn.Module):
 
     def __init__(self, joint: _Joint, start: int, end: int) -> None:
         super().__init__()
-        self._joint, self._columns = joint, slice(start, end)
+        self._joint, self._start, self._width = joint, start, end - start
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
-        return self._joint(values)[..., self._columns]
+        return self._joint(values).narrow(-1, self._start, self._width)
 
 
 def _joined(linears: Sequence[nn.Linear]) -> dict[nn.Module, nn.Module]:

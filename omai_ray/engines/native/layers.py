@@ -24,12 +24,13 @@ class NativeRmsNorm(nn.Module):
         super().__init__()
         self._kernels, self._epsilon = kernels, epsilon
         self._offset, self._early = form
-        self.register_buffer("weight", weight.detach().contiguous(), persistent=False)
+        self._weight = weight.detach().contiguous()
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
-        weight: Tensor = self.get_buffer("weight")
-        return self._kernels.rms_norm(values, weight, self._epsilon, self._offset, self._early)
+        return self._kernels.rms_norm(
+            values, self._weight, self._epsilon, self._offset, self._early
+        )
 
 
 class NativeGatedMlp(nn.Module):
@@ -40,13 +41,12 @@ class NativeGatedMlp(nn.Module):
     ) -> None:
         super().__init__()
         self._kernels, self._gate_first = kernels, gate_first
-        self.both, self.down = PackedLinear(both), PackedLinear(down)
+        self._both, self._down = PackedLinear(both), PackedLinear(down)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
-        both = self.both(values)
-        inner: Tensor = self.down(self._kernels.silu_product(both, gate_first=self._gate_first))
-        return inner
+        both = self._both.forward(values)  # a module's call costs more than the kernel
+        return self._down.forward(self._kernels.silu_product(both, gate_first=self._gate_first))
 
 
 def native_layers(model: nn.Module, kernels: Kernels) -> dict[nn.Module, nn.Module]:

@@ -71,7 +71,7 @@ def _fits(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     if q.ndim != 4 or q.shape[0] != 1 or q.shape[3] % 2 or q.shape[3] != k.shape[3]:
         return False
     alike = q.dtype == k.dtype == cos.dtype == sin.dtype
-    return alike and cos.shape == sin.shape == (1, q.shape[2], q.shape[3])
+    return alike and cos.shape == sin.shape == (1, *q.shape[2:])
 
 
 def _rotated(
