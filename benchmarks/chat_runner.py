@@ -42,12 +42,15 @@ class Engine:
     def __init__(self, model: str, name: Any) -> None:
         from omai_ray.catalog import ModelSpec
         from omai_ray.engines.chat.batching_engine import BatchingEngine
-        from omai_ray.engines.device import has_bfloat16
 
         torch.set_num_threads(_THREADS)
-        dtype: Any = "bfloat16" if has_bfloat16() else "float32"
         spec = ModelSpec(
-            name="m", task="chat", source=model, dtype=dtype, engine=name, max_running_requests=64
+            name="m",
+            task="chat",
+            source=model,
+            dtype=_dtype(),
+            engine=name,
+            max_running_requests=64,
         )
         self._engine = BatchingEngine(spec)
         self._engine.start()
@@ -99,6 +102,12 @@ class Engine:
         whole = time.perf_counter() - started
         self._engine._runner.run = run  # type: ignore[method-assign]
         return 1 - sum(spent) / whole
+
+
+def _dtype() -> str:
+    from omai_ray.engines.device import has_bfloat16
+
+    return "bfloat16" if has_bfloat16() else "float32"
 
 
 def omai_ray(model: str, new_tokens: int, name: str = "transformers") -> tuple[Engine, Generate]:
@@ -209,7 +218,7 @@ def omai_ray_serve(model: str, new_tokens: int) -> Generate:
         "name": "m",
         "task": "chat",
         "source": model,
-        "dtype": "bfloat16",
+        "dtype": _dtype(),
         "num_cpus": _THREADS,
         "max_running_requests": 64,
     }
@@ -265,7 +274,8 @@ def _over_http(
             if httpx.get(f"{url}{ready}", timeout=5).status_code == 200:
                 return lambda prompts: asyncio.run(all_of(prompts))
         except httpx.HTTPError:
-            time.sleep(0.5)
+            pass
+        time.sleep(0.5)
     raise SystemExit(f"{name}: the server does not answer")
 
 

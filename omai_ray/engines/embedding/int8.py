@@ -100,14 +100,14 @@ class _Weights:
 
     def float32(self, values: Tensor) -> Tensor:
         """Return the product as it is."""
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             *(values, *self._product, self._bias, 1.0, 0, torch.float32, "none", [], "")
         )
         return out
 
     def uint8(self, values: Tensor, scale: float, zero: int, then: Activation) -> Tensor:
         """Return the product after an activation, in 8 bits again."""
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             *(values, *self._product, self._bias, scale, zero, torch.uint8, *then.operands)
         )
         return out
