@@ -45,6 +45,7 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
             why = f"{type(error).__name__}: {error}"
         if not why:
             return
+        _log.info("layers prepared for a %s are given up: %s", model.config.model_type, why)
         rewire(model, {new: old for old, new in replacements.items()})
         replacements.clear()
     restore_rotary()
