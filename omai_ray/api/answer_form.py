@@ -10,12 +10,12 @@ from omai_ray.api.schemas.chat import ChatRequest, JsonFormat, NamedTool, Schema
 from omai_ray.engines.chat.protocol import Grammar
 from omai_ray.errors import InvalidRequest
 from omai_ray.text.tokenizer import TextTokenizer
+from omai_ray.text.tools import CLOSE, OPEN
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 # Text in which no call begins, and text that ends where one does. A lexer that had taken the first
 # would not go back for a tag that is spelled in it.
-_SAID = rf"SAID: /(.|\n)*/ & ~/(.|\n)*{_OPEN}(.|\n)*/"
-_OPENING = rf"OPENING: /(.|\n)*{_OPEN}/ & ~/(.|\n)*{_OPEN}(.|\n)+/"
+_SAID = rf"SAID: /(.|\n)*/ & ~/(.|\n)*{OPEN}(.|\n)*/"
+_OPENING = rf"OPENING: /(.|\n)*{OPEN}/ & ~/(.|\n)*{OPEN}(.|\n)+/"
 
 
 def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | None:
@@ -37,7 +37,7 @@ def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | Non
         return Grammar("json_schema", _written(schema))
     if any(tool.function.strict for tool in tools):
         start = "start: said_call* SAID" if several else "start: said_call | SAID"
-        has_tag = tokenizer.has_token(_OPEN)
+        has_tag = tokenizer.has_token(OPEN)
         said_call = "SAID call" if has_tag else "OPENING called"
         parts = [start, f"said_call: {said_call}", _SAID, *([] if has_tag else [_OPENING])]
         return Grammar("lark", "\n".join([*parts, _call_rule(tools, tokenizer)]), "tools")
@@ -93,7 +93,7 @@ def _call_rule(tools: Sequence[Tool], tokenizer: TextTokenizer) -> str:
         for tool in tools
     ]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    opens, closes = (tag if tokenizer.has_token(tag) else f'"{tag}"' for tag in (_OPEN, _CLOSE))
+    opens, closes = (tag if tokenizer.has_token(tag) else f'"{tag}"' for tag in (OPEN, CLOSE))
     called = rf"/\n?/ body /\n?/ {closes} /\n?/"
     return f"call: {opens} called\ncalled: {called}\nbody: %json {_written(schema)}"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omai_ray.engines.device import has_bfloat16, has_onednn
 from omai_ray.engines.linear import packed
-from omai_ray.engines.native.kernels import kernels
+from omai_ray.engines.native.kernels import Kernels, kernels
 from omai_ray.engines.native.layers import native_layers
 from omai_ray.engines.native.rotary import adopt_rotary
 from omai_ray.engines.wiring import Wiring, rewire, watch
@@ -31,13 +31,8 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
         return
     restore_rotary = adopt_rotary(model)
     wiring = watch(model, probe)
-    native = _native(model)
-    # Made when their turn comes: each copies all weights.
-    candidates: list[Callable[[], dict[nn.Module, nn.Module]]] = [lambda: packed(wiring)]
-    if native:
-        candidates.insert(0, lambda: native | packed(_without(wiring, native)))
-    for candidate in candidates:
-        replacements = candidate()
+    for found in dict.fromkeys((kernels(model.dtype), None)):  # with what they compute, or without
+        replacements = _layers(model, wiring, found)
         rewire(model, replacements)
         try:
             why = "values differ" if differs(probe(), expected, tolerance) else ""
@@ -47,7 +42,7 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
             return
         _log.info("layers prepared for a %s are given up: %s", model.config.model_type, why)
         rewire(model, {new: old for old, new in replacements.items()})
-        replacements.clear()
+        replacements.clear()  # a copy of all weights, before the next
     restore_rotary()
     _log.warning(
         "the layers of a %s cannot be prepared for this CPU, so it is slower: %s",
@@ -62,16 +57,13 @@ def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return not difference <= tolerance * expected.float().abs().max()
 
 
-def _native(model: Any) -> dict[nn.Module, nn.Module]:
-    found = kernels(model.dtype)
-    return {} if found is None else native_layers(model, found)
-
-
-def _without(wiring: Wiring, replaced: dict[nn.Module, nn.Module]) -> Wiring:
-    """Return the wiring of what is not inside replaced modules."""
-    inside = {part for module in replaced for part in module.modules()}
-    return Wiring(
+def _layers(model: Any, wiring: Wiring, found: Kernels | None) -> dict[nn.Module, nn.Module]:
+    """Return what to put in the places of layers; what kernels compute is not joined elsewhere."""
+    native = {} if found is None else native_layers(model, found)
+    inside = {part for module in native for part in module.modules()}
+    rest = Wiring(
         [linear for linear in wiring.linears if linear not in inside],
         [chain for chain in wiring.chains if chain.up not in inside],
         [group for group in wiring.readers if not inside & set(group)],
     )
+    return native | packed(rest)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from omai_ray.text.detokenizer import overlap
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class ToolCallParser:
         self._pending += text
         said: list[str] = []
         calls: list[ToolCall] = []
-        while (step := self._cut(_CLOSE if self._inside else _OPEN)) is not None:
+        while (step := self._cut(CLOSE if self._inside else OPEN)) is not None:
             if not self._inside:
                 said.append(step)
             elif call := _parse(step):
                 calls.append(call)
             else:
-                said.append(f"{_OPEN}{step}{_CLOSE}")
+                said.append(f"{OPEN}{step}{CLOSE}")
             self._inside = not self._inside
         if not self._inside:
-            keep = overlap(self._pending, _OPEN)
+            keep = overlap(self._pending, OPEN)
             said.append(self._pending[: len(self._pending) - keep])
             self._pending = self._pending[len(self._pending) - keep :]
         self.called = self.called or bool(calls)
@@ -54,7 +54,7 @@ class ToolCallParser:
 
     def flush(self) -> str:
         """Return what was held back, at the end of the text."""
-        held = (_OPEN if self._inside else "") + self._pending
+        held = (OPEN if self._inside else "") + self._pending
         self._pending, self._inside = "", False
         return held
 

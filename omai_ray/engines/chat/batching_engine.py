@@ -18,7 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from omai_ray.catalog import ModelSpec, locate
-from omai_ray.engines.chat.checks import check_request
+from omai_ray.engines.chat.checks import check_request, check_room
 from omai_ray.engines.chat.grammar import Constraint, Grammars
 from omai_ray.engines.chat.protocol import (
     EngineFinish,
@@ -30,7 +30,7 @@ from omai_ray.engines.chat.protocol import (
 from omai_ray.engines.chat.sampler import Sampler, draw
 from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequence
 from omai_ray.engines.checkpoint import check_weights
-from omai_ray.errors import ModelNotFound, Overloaded, ServerError
+from omai_ray.errors import ModelNotFound, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _log = logging.getLogger(__name__)
@@ -148,13 +148,8 @@ class BatchingEngine:
 
     def _submit(self, task: _Task) -> None:
         with self._lock:
-            if self._draining:
-                raise Overloaded("The model's replica is shutting down. Please try again.")
             waiting = self._stats.waiting + len(self._submitted)
-            if waiting >= self._spec.max_queued_requests:
-                raise Overloaded(
-                    f"The model has {waiting} requests waiting. Please try again later.",
-                )
+            check_room(waiting, self._spec.max_queued_requests, draining=self._draining)
             self._submitted.append(task)
             self._tasks[task.request.request_id] = task
             self._lock.notify()

@@ -1,11 +1,11 @@
-"""What an engine refuses before it queues a request, so that no step fails for it."""
+"""What an engine refuses before it queues a request."""
 
 from __future__ import annotations
 
 import math
 
 from omai_ray.engines.chat.protocol import GenerationRequest
-from omai_ray.errors import ContextTooLong, InvalidRequest
+from omai_ray.errors import ContextTooLong, InvalidRequest, Overloaded
 
 # The least and the most a parameter may be.
 _RANGES = {
@@ -17,6 +17,14 @@ _RANGES = {
     "presence_penalty": (-1000.0, 1000.0),
     "frequency_penalty": (-1000.0, 1000.0),
 }
+
+
+def check_room(waiting: int, most: int, *, draining: bool) -> None:
+    """Raise Overloaded where an engine takes no more requests."""
+    if draining:
+        raise Overloaded("The model's replica is shutting down. Please try again.")
+    if waiting >= most:
+        raise Overloaded(f"The model has {waiting} requests waiting. Please try again later.")
 
 
 def check_request(request: GenerationRequest, vocab_size: int, context: int) -> None:

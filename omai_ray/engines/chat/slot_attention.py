@@ -98,13 +98,19 @@ class Step:
 
         return self._keep((chunk, window), make)
 
-    def block_mask(self, start: int, end: int, window: int | None, like: Tensor) -> Tensor:
-        """Return [end - start, end]: 0 where the tokens from `start` on look at, -inf elsewhere."""
+    def block_mask(
+        self, start: int, end: int, window: int | None, heads: int, like: Tensor
+    ) -> Tensor:
+        """Return [1, heads * (end - start), end], the same for each head that shares a key.
+
+        0 where the tokens from `start` on look at, -inf elsewhere.
+        """
 
         def make() -> Tensor:
-            return _additive(_seen(start, end, window, like.device), like)
+            mask = _additive(_seen(start, end, window, like.device), like)
+            return mask.expand(heads, -1, -1).reshape(1, -1, end)
 
-        return self._keep((start, end, window), make)
+        return self._keep((start, end, window, heads), make)
 
     def neighbour_mask(self, group: Neighbours, window: int | None, like: Tensor) -> Tensor | None:
         """Return [S, L], 0 where looked at and -inf elsewhere; None where all is."""
@@ -287,9 +293,9 @@ def _attend_chunk(
     for first in range(0, chunk.count, _BLOCK_ROWS):  # what all of a block do not see is left out
         end = min(first + _BLOCK_ROWS, chunk.count)
         start, seen = chunk.past + first, chunk.past + end
-        mask = step.block_mask(start, seen, window, query).expand(shared, -1, -1)
+        mask = step.block_mask(start, seen, window, shared, query)
         q = query[:, first:end].reshape(heads, -1, query.shape[2])
-        attended = _attend_half(q, key[:, :seen], value[:, :seen], mask.reshape(1, -1, seen), scale)
+        attended = _attend_half(q, key[:, :seen], value[:, :seen], mask, scale)
         out[first:end] = attended.view(query.shape[0], end - first, -1).transpose(0, 1)
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from omai_ray.catalog import ModelSpec, locate
-from omai_ray.engines.chat.checks import check_request
+from omai_ray.engines.chat.checks import check_request, check_room
 from omai_ray.engines.chat.protocol import (
     EngineFinish,
     EngineStats,
@@ -22,7 +22,7 @@ from omai_ray.engines.chat.protocol import (
     TokenLogprobs,
 )
 from omai_ray.engines.checkpoint import check_safe, stop_tokens
-from omai_ray.errors import ConfigError, InvalidRequest, Overloaded, ServerError
+from omai_ray.errors import ConfigError, InvalidRequest, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _LEAST_TOP_P = 1e-6  # vLLM refuses 0, which means the likeliest token alone
@@ -111,7 +111,8 @@ class VllmEngine:
         queue is full or the engine is draining. Leaving the iterator early cancels the request.
         """
         check_request(request, self.vocab_size, self.context)
-        self._admit()
+        behind = len(self._running) + len(self._waiting) - self._spec.max_running_requests
+        check_room(behind, self._spec.max_queued_requests, draining=self._draining)
         name = request.request_id
         try:
             outputs = self._llm.generate(self._prompt(request), self._sampling(request), name)
@@ -152,13 +153,6 @@ class VllmEngine:
         """Raise ServerError where vLLM's process has ended."""
         if self._llm.errored:
             raise ServerError("vLLM's engine is not running")
-
-    def _admit(self) -> None:
-        if self._draining:
-            raise Overloaded("The model's replica is shutting down. Please try again.")
-        behind = len(self._running) + len(self._waiting) - self._spec.max_running_requests
-        if behind >= self._spec.max_queued_requests:
-            raise Overloaded(f"The model has {behind} requests waiting. Please try again later.")
 
     def _prompt(self, request: GenerationRequest) -> Any:
         prompt = self._vllm.TokensPrompt(prompt_token_ids=request.prompt_ids)
