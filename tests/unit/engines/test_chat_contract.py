@@ -19,18 +19,12 @@ from omai_ray.engines.chat.create import create_engine
 from omai_ray.engines.chat.protocol import ChatEngine, GenerationRequest, SamplingParams, StepOutput
 from omai_ray.errors import ContextTooLong, InvalidRequest
 from tests import vllm_stand_in
-from tests.checkpoints import save_chat_checkpoint
+from tests.chat import collect, greedy, tokens
 from tests.programs import require_module
 
 PROMPTS = [[5, 9, 40], [7], [11, 12, 13, 14, 15, 16, 17], [100, 101]]
 GREEDY = SamplingParams(temperature=0)
 ENGINES: list[Engine] = ["transformers", "llama-cpp", "vllm"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small random chat model."""
-    return save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(params=ENGINES)
@@ -56,16 +50,6 @@ async def engine(
     await engine.drain()
 
 
-async def collect(engine: ChatEngine, request: GenerationRequest) -> list[StepOutput]:
-    """Return every output of a request."""
-    return [output async for output in engine.generate(request)]
-
-
-def tokens(outputs: list[StepOutput]) -> list[int]:
-    """Return the token ids of outputs."""
-    return [token for output in outputs for token in output.token_ids]
-
-
 async def test_greedy_tokens_equal_generate_alone_and_in_any_batch(
     engine: ChatEngine, checkpoint: Path
 ) -> None:
@@ -74,11 +58,7 @@ async def test_greedy_tokens_equal_generate_alone_and_in_any_batch(
     requests = [GenerationRequest(f"r{i}", p, 24, GREEDY) for i, p in enumerate(PROMPTS)]
     together = await asyncio.gather(*(collect(engine, request) for request in requests))
     for prompt, outputs in zip(PROMPTS, together, strict=True):
-        ids = torch.tensor([prompt])
-        expected = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
-        )
-        assert tokens(outputs) == expected[0, len(prompt) :].tolist()
+        assert tokens(outputs) == greedy(model, prompt, 24)
 
 
 async def test_the_last_output_alone_says_how_the_sequence_ended(

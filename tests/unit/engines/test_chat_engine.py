@@ -39,16 +39,11 @@ from omai_ray.errors import (
     Overloaded,
     ServerError,
 )
+from tests.chat import collect, greedy, tokens
 from tests.checkpoints import save_chat_checkpoint
 
 PROMPTS = [[5, 9, 40], [7], [11, 12, 13, 14, 15, 16, 17], [100, 101]]
 GREEDY = SamplingParams(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small random chat model."""
-    return save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture
@@ -58,16 +53,6 @@ async def engine(checkpoint: Path) -> AsyncIterator[BatchingEngine]:
     engine.start()
     yield engine
     await engine.drain()
-
-
-async def collect(engine: BatchingEngine, request: GenerationRequest) -> list[StepOutput]:
-    """Return every output of a request."""
-    return [output async for output in engine.generate(request)]
-
-
-def tokens(outputs: list[StepOutput]) -> list[int]:
-    """Return the token ids of outputs."""
-    return [token for output in outputs for token in output.token_ids]
 
 
 async def test_a_full_queue_refuses_by_name(checkpoint: Path) -> None:
@@ -201,11 +186,7 @@ async def expect_greedy_tokens(directory: Path) -> None:
     )
     await engine.drain()
     for prompt, first, second in zip(prompts, alone, together, strict=True):
-        ids = torch.tensor([prompt])
-        expected = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
-        )
-        assert first == expected[0, len(prompt) :].tolist()
+        assert first == greedy(model, prompt, 20)
         assert tokens(second) == first
 
 

@@ -19,6 +19,7 @@ from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.protocol import GenerationRequest, Grammar, SamplingParams
 from omai_ray.errors import CheckpointError, ConfigError
 from omai_ray.text.tokenizer import TextTokenizer
+from tests.chat import greedy
 from tests.checkpoints import save_chat_checkpoint
 from tests.programs import require_module
 
@@ -67,11 +68,7 @@ async def test_a_mix_of_any_lengths_equals_generate(checkpoint: Path, slots: int
     await engine.drain()
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     for prompt, found in zip(prompts, first, strict=True):
-        ids = torch.tensor([prompt])
-        expected = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False
-        )
-        assert found == expected[0, len(prompt) :].tolist()
+        assert found == greedy(model, prompt, 30)
     assert again == first
 
 

@@ -17,6 +17,7 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.protocol import GenerationRequest, SamplingParams
 from omai_ray.errors import CheckpointError, ModelNotFound
+from tests.chat import greedy
 from tests.checkpoints import save_chat_checkpoint
 
 GREEDY = SamplingParams(temperature=0)
@@ -24,12 +25,6 @@ PROMPT = list(range(5, 45))
 ATTENTION = ["self_attn.q_proj", "self_attn.v_proj"]
 ALL = [*ATTENTION, "self_attn.k_proj", "self_attn.o_proj"]
 ALL += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small random chat model."""
-    return save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
 
 
 def save_adapter(
@@ -65,16 +60,6 @@ def merged(checkpoint: Path, adapter: Path, scale: float) -> Any:
     return model
 
 
-def expected(model: Any, prompt: list[int]) -> list[int]:
-    """Return what `generate` answers."""
-    ids = torch.tensor([prompt])
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
-    )
-    found: list[int] = out[0, len(prompt) :].tolist()
-    return found
-
-
 async def answer(
     engine: BatchingEngine, name: str, prompt: list[int], adapter: str
 ) -> tuple[list[int], int]:
@@ -103,7 +88,7 @@ async def test_each_request_is_answered_by_its_own_adapter(
     answers = await asyncio.gather(
         *(answer(engine, f"{at}", prompt, name) for at, (name, prompt) in enumerate(cases))
     )
-    wanted = [expected(models[name], prompt) for name, prompt in cases]
+    wanted = [greedy(models[name], prompt, 16) for name, prompt in cases]
     assert [tokens for tokens, _ in answers] == wanted
     assert len({tuple(tokens) for tokens in wanted[-3:]}) == 3
     assert (await answer(engine, "again", PROMPT, "small"))[1] == len(PROMPT) - 1
@@ -136,9 +121,9 @@ async def test_layers_that_read_rows_without_a_batch_are_adapted(tmp_path: Path)
     )
     await engine.drain()
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    own = expected(merged(base, adapter, 1.0), PROMPT[:9])
-    assert [tokens for tokens, _ in found] == [own, expected(plain, PROMPT[:9]), own]
-    assert own != expected(plain, PROMPT[:9])
+    own = greedy(merged(base, adapter, 1.0), PROMPT[:9], 16)
+    assert [tokens for tokens, _ in found] == [own, greedy(plain, PROMPT[:9], 16), own]
+    assert own != greedy(plain, PROMPT[:9], 16)
 
 
 async def test_what_was_computed_for_one_adapter_is_not_taken_for_another(

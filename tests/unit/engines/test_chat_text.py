@@ -21,16 +21,9 @@ from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.text.tokenizer import TextTokenizer
 from omai_ray.text.tools import ToolCall
-from tests.checkpoints import save_chat_checkpoint
 
 PROMPT = [5, 9, 40]
 HOT = SamplingParams(temperature=1.0, seed=7)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small random chat model."""
-    return save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,9 @@ from omai_ray.engines.chat.protocol import GenerationRequest, Grammar, SamplingP
 from omai_ray.engines.chat.vllm_engine import VllmEngine
 from omai_ray.errors import ConfigError, InvalidRequest, Overloaded, ServerError
 from tests import vllm_stand_in
-from tests.checkpoints import save_chat_checkpoint
+from tests.chat import collect
 
 ENDLESS = SamplingParams(temperature=0, logit_bias={42: 1000.0})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small random chat model."""
-    return save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
 
 
 def spec(checkpoint: Path, **fields: Any) -> ModelSpec:
@@ -43,11 +37,6 @@ async def engine(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     engine.start()
     yield engine
     await engine.drain()
-
-
-async def collect(engine: VllmEngine, request: GenerationRequest) -> list[StepOutput]:
-    """Return every output of a request."""
-    return [output async for output in engine.generate(request)]
 
 
 def test_without_vllm_the_load_says_what_to_install(
