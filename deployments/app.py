@@ -17,6 +17,7 @@ from deployments.chat import ChatReplica
 from deployments.embedding import EmbeddingReplica
 from deployments.ingress import Ingress
 from omai_ray.catalog import ModelSpec
+from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.settings import Settings, load_settings
 
 # Models end first, so that the ingress still settles and records what they leave unfinished.
@@ -26,14 +27,21 @@ HEALTH_TIMEOUT_S = 30.0
 
 
 def app(args: dict[str, str]) -> Application:
-    """Build from `serve run`'s key=value arguments: config, state_dir. Raises ConfigError."""
+    """Build from `serve run`'s key=value arguments: config, state_dir. Raises ConfigError.
+
+    The first administrator is made where their password is set: what is printed here ends in a log.
+    """
     overrides = {key: value for key, value in args.items() if key != "config"}
     config = Path(args["config"]) if "config" in args else None
-    return build(load_settings(config, overrides))
+    settings = load_settings(config, overrides)
+    if settings.admin_password is not None:
+        make_first_administrator(settings)
+    return build(settings)
 
 
 def build(settings: Settings) -> Application:
     """Return the bound graph for these settings."""
+    settings = settings.model_copy(update={"admin_password": None})  # no replica needs it
     log_file = str(settings.log_file) if settings.log_file else None
     handles = {
         spec.name: _deployment(spec).bind(spec, settings.log_level, log_file)

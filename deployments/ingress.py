@@ -15,12 +15,13 @@ from deployments.limiter import RayLimiter, limiter_actor
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
 from omai_ray.catalog import ModelSpec, locate
+from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
-from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
+from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
 from omai_ray.settings import Settings
-from omai_ray.store import Store
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer
@@ -40,23 +41,29 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the API over this replica's handles. Raises ConfigError."""
         settings = self._settings
-        store = await Store.open(settings.sqlalchemy_url)
-        peppers = await asyncio.to_thread(Peppers.load, settings.state_dir)
-        authenticator = Authenticator(store, peppers)
-        ledger = UsageLedger(store)
+        registry = await Registry.open(settings)
+        authenticator = Authenticator(registry, settings.sessions)
+        ledger = UsageLedger(registry.store)
 
         async def close() -> None:
             try:
                 await ledger.close(timeout_s=LEDGER_CLOSE_S)
                 await authenticator.close()
             finally:
-                await store.close()
+                await registry.close()
 
         services = Services(
             models=await asyncio.to_thread(serve_models, settings, self._handles),
-            gate=Gate(RayLimiter(limiter_actor()), settings.tiers),
+            gate=Gate(
+                RayLimiter(limiter_actor()),
+                settings.tiers,
+                MonthlyBudgets(ledger.tokens_in_month),
+            ),
             ledger=ledger,
             authenticator=authenticator,
+            administration=Administration(registry),
+            tiers=settings.tiers,
+            sessions=settings.sessions,
             max_body_bytes=settings.ingress.max_body_bytes,
             trusted_proxies=settings.trusted_proxies,
             proxy_echoes_id=True,

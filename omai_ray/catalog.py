@@ -134,6 +134,11 @@ class Catalog:
                 raise ConfigError(f"aliases: '{alias}' is already the name of a model")
         self.aliases = dict(aliases)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that a request may call a model."""
+        return (*self.models, *self.aliases)
+
     def resolve(self, name: str, task: Task | None = None) -> ModelSpec:
         """Return the model called `name`; raise ModelNotFound, naming what is wrong."""
         spec = self.models.get(self.aliases.get(name, name))

@@ -160,6 +160,17 @@ class RateLimited(OMAiError):
         return body
 
 
+class QuotaExceeded(OMAiError):
+    """The account's budget is used up: waiting a minute does not help."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
 class ServerError(OMAiError):
     """An unexpected failure: the cause is in the log under the request id."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from omai_ray.catalog import Catalog, ModelSpec, default_models
 from omai_ray.errors import ConfigError
@@ -22,6 +22,8 @@ ENVIRONMENT = {
     "OMAI_PORT": "port",
     "OMAI_STATE_DIR": "state_dir",
     "OMAI_DATABASE_URL": "database_url",
+    "OMAI_PEPPER_FILE": "pepper_file",
+    "OMAI_ADMIN_PASSWORD": "admin_password",
     "OMAI_LOG_LEVEL": "log_level",
     "OMAI_LOG_FILE": "log_file",
 }
@@ -55,11 +57,30 @@ class IngressSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
 
 
+class SessionSettings(BaseModel):
+    """Logins that a cookie carries.
+
+    idle_minutes, absolute_hours: a session ends that long after its last and its first use.
+    secure: `auto` marks the cookie Secure where the login came by TLS, `always` in any case.
+    origins: what pages of other origins may write by cookie, such as `https://console.example`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    idle_minutes: Annotated[float, Field(ge=1, le=525_600)] = 480
+    absolute_hours: Annotated[float, Field(ge=1, le=8760)] = 168
+    secure: Literal["auto", "always"] = "auto"
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+
+
 class Settings(BaseModel):
     """Everything an operator can set.
 
-    state_dir: accounts, keys and usage live here; also the secret that key hashes depend on.
+    state_dir: accounts, keys and usage live here.
     database_url: an SQLAlchemy async URL; by default SQLite in the state directory.
+    pepper_file: the secret that key hashes depend on, the same on every node; by default `pepper`
+    in the state directory.
+    admin_password: of the administrator that the first start makes; by default one is made up.
     log_file: where every process appends its JSON log lines; by default each one's stderr.
     trusted_proxies: peers whose X-Forwarded-* headers are believed; `*` for any.
     """
@@ -70,26 +91,34 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
     database_url: str | None = None
+    pepper_file: Path | None = None
+    admin_password: SecretStr | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_file: Path | None = None
     dashboard: bool = True
     trusted_proxies: tuple[str, ...] = ()
     ingress: IngressSettings = IngressSettings()
+    sessions: SessionSettings = SessionSettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
         default_factory=default_models
     )
     aliases: dict[str, str] = Field(default_factory=dict)
     tiers: dict[str, Tier] = Field(default_factory=lambda: dict(DEFAULT_TIERS))
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "pepper_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().resolve() if value else None
 
     @property
     def catalog(self) -> Catalog:
         """The models and aliases, checked against each other."""
         return Catalog(self.models, self.aliases)
+
+    @property
+    def pepper_path(self) -> Path:
+        """The file of the peppers."""
+        return self.pepper_file or self.state_dir / "pepper"
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -12,16 +13,17 @@ import pytest
 def require_program(name: str, *, package: str) -> None:
     """Skip where a program is absent, saying how to get it; in CI its absence is a failure."""
     if shutil.which(name) is None:
-        _lacking(f"{name} is not installed: apt-get install {package}")
+        lacking(f"{name} is not installed: apt-get install {package}")
 
 
 def require_module(name: str, *, extra: str) -> None:
     """Skip where an extra's module is absent, saying how to get it; in CI that is a failure."""
     if importlib.util.find_spec(name) is None:
-        _lacking(f"{name} is not installed: pip install 'omai-ray[{extra}]'")
+        lacking(f"{name} is not installed: pip install 'omai-ray[{extra}]'")
 
 
-def _lacking(message: str) -> None:
+def lacking(message: str) -> NoReturn:
+    """Skip for want of something, saying how to get it; in CI fail."""
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

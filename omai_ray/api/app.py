@@ -6,9 +6,11 @@ From the outside in: context (ids, headers, errors), body limit, identity, route
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -20,8 +22,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from omai_ray.api import openapi
+from omai_ray.api.account import AccountRoutes, add_account_routes
 from omai_ray.api.accounting import Accountant
-from omai_ray.api.auth import AuthRoutes
+from omai_ray.api.administration import AdminRoutes, add_admin_routes
+from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
 from omai_ray.api.body_limit import BodyLimitMiddleware
 from omai_ray.api.chat import ChatEndpoint
@@ -36,13 +40,21 @@ from omai_ray.api.health import HealthRoutes
 from omai_ray.api.models import ModelRoutes
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
-from omai_ray.api.schemas.common import ModelCard, ModelList
+from omai_ray.api.schemas.common import (
+    Credentials,
+    LoggedOut,
+    LoginSession,
+    ModelCard,
+    ModelList,
+)
 from omai_ray.api.schemas.embeddings import EmbeddingRequest, EmbeddingResponse
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError
+from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.middleware import IdentityMiddleware
 from omai_ray.ledger.ledger import UsageLedger
 from omai_ray.quota.gate import Gate
+from omai_ray.settings import SessionSettings, Tier
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PUBLIC_PATHS = frozenset(
@@ -69,6 +81,9 @@ class Services:
     gate: Gate
     ledger: UsageLedger
     authenticator: Authenticator
+    administration: Administration
+    tiers: Mapping[str, Tier]
+    sessions: SessionSettings
     max_body_bytes: int
     trusted_proxies: tuple[str, ...]
     proxy_echoes_id: bool
@@ -91,7 +106,11 @@ def create_app(services: Services) -> ASGIApp:
     _add_accounts(app, services)
     _add_operations(app, services)
     guarded = IdentityMiddleware(
-        app, services.authenticator, PUBLIC_PATHS, services.trusted_proxies
+        app,
+        services.authenticator,
+        PUBLIC_PATHS,
+        services.trusted_proxies,
+        services.sessions.origins,
     )
     limited = BodyLimitMiddleware(guarded, services.max_body_bytes)
     return ContextMiddleware(limited, proxy_echoes_id=services.proxy_echoes_id)
@@ -149,14 +168,23 @@ def _add_inference(app: FastAPI, services: Services) -> None:
 
 
 def _add_accounts(app: FastAPI, services: Services) -> None:
-    auth = AuthRoutes(services.authenticator, services.trusted_proxies)
-    for path, route, summary in (
-        ("/v1/auth/login", auth.login, "Open a session"),
-        ("/v1/auth/logout", auth.logout, "Close the session"),
-    ):
-        app.add_api_route(
-            path, route, methods=["POST"], summary=summary, tags=["Sessions"], response_model=None
-        )
+    cookies = CookieJar(services.sessions, services.trusted_proxies)
+    auth = AuthRoutes(services.authenticator, services.sessions, services.trusted_proxies, cookies)
+    add = partial(openapi.add_route, app, "POST", tag="Sessions")
+    add("/v1/auth/login", auth.login, LoginSession, summary="Open a session",
+        body=Credentials, body_required=False)  # fmt: skip
+    add("/v1/auth/logout", auth.logout, LoggedOut, summary="Close the session")
+    account = AccountRoutes(
+        services.administration,
+        services.authenticator,
+        services.ledger,
+        services.tiers,
+        cookies,
+        time.time,
+    )
+    add_account_routes(app, account)
+    admin = AdminRoutes(services.administration, services.authenticator, services.ledger)
+    add_admin_routes(app, admin)
 
 
 def _add_operations(app: FastAPI, services: Services) -> None:

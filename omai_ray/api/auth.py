@@ -7,52 +7,84 @@ from collections.abc import Collection
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
-from omai_ray.api.render import JsonBytes
-from omai_ray.api.schemas.common import Credentials
+from omai_ray.api.render import ObjectResponse
+from omai_ray.api.schemas.common import Credentials, LoggedOut, LoginSession
 from omai_ray.api.validation import parse_body
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.cookies import clear_cookie, set_cookie
 from omai_ray.identity.credentials import Basic
 from omai_ray.identity.middleware import client_of, require_same_origin
+from omai_ray.settings import SessionSettings
+
+
+class CookieJar:
+    """Puts the session's cookie on responses. trusted_proxies: who is believed to say `https`."""
+
+    def __init__(self, settings: SessionSettings, trusted_proxies: Collection[str]) -> None:
+        self._settings = settings
+        self._trusted_proxies = trusted_proxies
+
+    @property
+    def lifetime_s(self) -> float:
+        """How long a client may keep it."""
+        return self._settings.absolute_hours * 3600
+
+    def put(self, response: Response, scope: Scope, value: str) -> None:
+        """Set the cookie to a new session's value."""
+        secure = self._is_secure(scope)
+        response.headers["set-cookie"] = set_cookie(value, self.lifetime_s, secure)
+
+    def clear(self, response: Response, scope: Scope) -> None:
+        """Make the client forget it."""
+        response.headers["set-cookie"] = clear_cookie(self._is_secure(scope))
+
+    def _is_secure(self, scope: Scope) -> bool:
+        return self._settings.secure == "always" or client_of(scope, self._trusted_proxies).tls
 
 
 class AuthRoutes:
     """Opens and closes sessions."""
 
-    def __init__(self, authenticator: Authenticator, trusted_proxies: Collection[str]) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        settings: SessionSettings,
+        trusted_proxies: Collection[str],
+        cookies: CookieJar,
+    ) -> None:
         self._authenticator = authenticator
+        self._origins = settings.origins
         self._trusted_proxies = trusted_proxies
+        self._cookies = cookies
 
     async def login(self, request: Request) -> Response:
         """Answer POST /v1/auth/login. Raises Unauthorized, or RateLimited after many failures."""
-        require_same_origin(request.scope)
-        client = client_of(request.scope, self._trusted_proxies)
+        require_same_origin(request.scope, self._origins)
+        source = client_of(request.scope, self._trusted_proxies).source
         raw = await request.body()
         credentials = None
         if raw.strip():
             body = parse_body(raw, Credentials)
             credentials = Basic(body.username, body.password)
         principal, value = await self._authenticator.login(
-            request.scope["headers"], credentials, client.source
+            request.scope["headers"], credentials, source
         )
-        lifetime_s = self._authenticator.sessions.absolute_s
-        response = JsonBytes(
-            {
-                "object": "session",
-                "account": principal.account_name,
-                "role": principal.role,
-                "expires_at": int(time.time() + lifetime_s),
-            }
+        response = ObjectResponse(
+            LoginSession(
+                account=principal.account_name,
+                role=principal.role,
+                expires_at=int(time.time() + self._cookies.lifetime_s),
+            )
         )
-        response.headers["set-cookie"] = set_cookie(value, lifetime_s, client.tls)
-        response.headers["cache-control"] = "no-store"
+        self._cookies.put(response, request.scope, value)
         return response
 
     async def logout(self, request: Request) -> Response:
         """Answer POST /v1/auth/logout: the session is over, and the cookie with it."""
-        await self._authenticator.logout(request.scope["headers"])
-        response = JsonBytes({"object": "session", "deleted": True})
-        tls = client_of(request.scope, self._trusted_proxies).tls
-        response.headers["set-cookie"] = clear_cookie(tls)
+        source = client_of(request.scope, self._trusted_proxies).source
+        await self._authenticator.logout(request.scope["headers"], source)
+        response = ObjectResponse(LoggedOut())
+        self._cookies.clear(response, request.scope)
         return response

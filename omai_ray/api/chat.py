@@ -42,6 +42,7 @@ class ChatEndpoint:
         """Answer one request, whole or as a stream."""
         body = await read_body(request, ChatRequest)
         served = self._models.chat(body.model)
+        principal_of(request).require_model(body.model, served.spec.name)
         prompt_ids = await _render(served, body, len(await request.body()))
         limit = _completion_limit(served, len(prompt_ids), body)
         job = _job(served, body, prompt_ids, limit, request)

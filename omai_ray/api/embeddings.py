@@ -11,7 +11,7 @@ import numpy.typing as npt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, Meter, status_of
+from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
 from omai_ray.api.backends import ServedEmbedding, ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.api.render import JsonBytes
@@ -36,6 +36,7 @@ class EmbeddingsEndpoint:
         """Answer one request."""
         body = await read_body(request, EmbeddingRequest)
         served = self._models.embedding(body.model)
+        principal_of(request).require_model(body.model, served.spec.name)
         if body.dimensions is not None and not served.spec.dimensions:
             raise InvalidRequest(
                 "This model does not support specifying dimensions.", param="dimensions"

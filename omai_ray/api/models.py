@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from omai_ray.api.accounting import principal_of
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
 from omai_ray.api.render import JsonBytes
 
@@ -19,14 +20,20 @@ class ModelRoutes:
 
     async def list(self, request: Request) -> Response:
         """Answer GET /v1/models: each model, then each alias under its own name."""
-        served = [_card(model.spec.name, model) for model in self._models.all()]
-        aliases = [_card(alias, self._models.any(alias)) for alias in self._models.catalog.aliases]
-        return JsonBytes({"object": "list", "data": served + aliases})
+        may_use = principal_of(request).may_use
+        names = [model.spec.name for model in self._models.all()]
+        named = {name: self._models.any(name) for name in [*names, *self._models.catalog.aliases]}
+        cards = [
+            _card(name, model) for name, model in named.items() if may_use(name, model.spec.name)
+        ]
+        return JsonBytes({"object": "list", "data": cards})
 
     async def retrieve(self, request: Request) -> Response:
-        """Answer GET /v1/models/{model}. Raises ModelNotFound."""
+        """Answer GET /v1/models/{model}. Raises ModelNotFound, PermissionDenied."""
         name = request.path_params["model"]
-        return JsonBytes(_card(name, self._models.any(name)))
+        model = self._models.any(name)
+        principal_of(request).require_model(name, model.spec.name)
+        return JsonBytes(_card(name, model))
 
 
 def _card(name: str, served: ServedChat | ServedEmbedding) -> dict[str, Any]:

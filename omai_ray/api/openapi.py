@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from omai_ray.api.schemas import chat, common, embeddings
+from omai_ray.api.schemas import administration, chat, common, embeddings
 
 DESCRIPTION = (
     "Chat and embedding models in the OpenAI wire format. Authenticate with an API key "
@@ -21,8 +23,29 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     embeddings.EmbeddingRequest,
     embeddings.EmbeddingResponse,
     common.ErrorEnvelope,
+    common.Credentials,
+    common.LoggedOut,
+    common.LoginSession,
     common.ModelCard,
     common.ModelList,
+    administration.AccountList,
+    administration.AuditList,
+    administration.ChangePassword,
+    administration.CreateAccount,
+    administration.CreateKey,
+    administration.CreateUser,
+    administration.Deleted,
+    administration.Ended,
+    administration.KeyFields,
+    administration.KeyList,
+    administration.NewKeyObject,
+    administration.OwnAccountObject,
+    administration.RotateKey,
+    administration.SessionList,
+    administration.UpdateAccount,
+    administration.UpdateUser,
+    administration.UsageList,
+    administration.UserList,
 )
 _RATE_HEADERS = {
     f"x-ratelimit-{kind}-{unit}": {"schema": {"type": "string"}}
@@ -46,18 +69,57 @@ def _content(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def request_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+def request_body(
+    model: type[BaseModel], example: dict[str, Any] | None = None, *, required: bool = True
+) -> dict[str, Any]:
     """Return a route's `openapi_extra` for a JSON body."""
     content = _content(model.__name__)
-    content["application/json"]["example"] = example
-    return {"requestBody": {"required": True, "content": content}}
+    if example is not None:
+        content["application/json"]["example"] = example
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def add_route(
+    app: FastAPI,
+    method: str,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    answer: type[BaseModel],
+    *,
+    summary: str,
+    tag: str,
+    body: type[BaseModel] | None = None,
+    query: type[BaseModel] | None = None,
+    body_required: bool = True,
+) -> None:
+    """Add a route with its documentation; names in the path become its parameters."""
+    extra = request_body(body, required=body_required) if body else {}
+    parameters = [_parameter(name) for name in re.findall(r"{(\w+)}", path)]
+    if query is not None:
+        schema = query.model_json_schema()
+        parameters += [
+            {"name": name, "in": "query", "required": False, "schema": kind}
+            for name, kind in schema["properties"].items()
+        ]
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=[method],
+        summary=summary,
+        tags=[tag],
+        response_model=None,
+        responses=responses(answer),
+        openapi_extra={**extra, "parameters": parameters},
+    )
 
 
 def path_parameter(name: str) -> dict[str, Any]:
     """Return a route's `openapi_extra` for a string in its path."""
-    return {
-        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
-    }
+    return {"parameters": [_parameter(name)]}
+
+
+def _parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def responses(

@@ -14,6 +14,7 @@ from omai_ray.api.schemas.common import UNKNOWN_TAG
 from omai_ray.errors import InvalidRequest, UnsupportedMediaType
 
 Body = TypeVar("Body", bound=BaseModel)
+Query = TypeVar("Query", bound=BaseModel)
 _MAX_DEPTH = 64
 _MAX_PROBLEMS = 1000
 _MAX_PARAM = 200
@@ -78,6 +79,20 @@ def parse_body(raw: bytes, model: type[Body]) -> Body:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
         raise explain(error, value) from None
+
+
+def read_query(request: Request, model: type[Query]) -> Query:
+    """Return a URL's query as `model`. Raises InvalidRequest, as read_body does."""
+    pairs = request.query_params.multi_items()
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"The query has '{repeated[:80]}' more than once.", param=repeated)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, values) from None
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -1,21 +1,23 @@
-"""Finding whom credentials belong to: one query each."""
+"""Finding whom credentials belong to, one query each, and renewing how they are stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Label, Table, select
+from sqlalchemy import ColumnElement, Label, Table, select, update
 
+from omai_ray.identity.principal import Principal
 from omai_ray.store import Account, ApiKey, Session, Store, User
 from omai_ray.store.tables import accounts, api_keys, sessions, users
 
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """A key with its account."""
+    """A key with its account, and the principal that it makes."""
 
     key: ApiKey
     account: Account
+    principal: Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,10 @@ class SessionEntry:
 
 
 class Directory:
-    """Reads entries from the store. Every method raises Overloaded where the database is away."""
+    """Reads entries from the store, and renews them.
+
+    Every method raises Overloaded where the database is away.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -52,7 +57,8 @@ class Directory:
             row = (await connection.execute(statement)).mappings().one_or_none()
         if row is None:
             return None
-        return KeyEntry(ApiKey.from_row(row, "api_keys_"), Account.from_row(row, "accounts_"))
+        key, account = ApiKey.from_row(row, "api_keys_"), Account.from_row(row, "accounts_")
+        return KeyEntry(key, account, Principal.of_key(account, key))
 
     async def user(self, name: str) -> UserEntry | None:
         """Return the user of that name."""
@@ -84,6 +90,26 @@ class Directory:
             User.from_row(row, "users_"),
             Account.from_row(row, "accounts_"),
         )
+
+    async def replace_mac(self, key: ApiKey, mac: str, pepper_version: int) -> None:
+        """Store a key's MAC under another pepper, unless it has changed meanwhile."""
+        statement = (
+            update(api_keys)
+            .where(api_keys.c.id == key.id, api_keys.c.mac == key.mac)
+            .values(mac=mac, pepper_version=pepper_version)
+        )
+        async with self._store.writing() as connection:
+            await connection.execute(statement)
+
+    async def replace_password_hash(self, user_id: str, old: str, new: str) -> None:
+        """Store a password's hash with other parameters, unless it has changed meanwhile."""
+        statement = (
+            update(users)
+            .where(users.c.id == user_id, users.c.password_hash == old)
+            .values(password_hash=new)
+        )
+        async with self._store.writing() as connection:
+            await connection.execute(statement)
 
 
 def _labelled(table: Table) -> list[Label[object]]:

@@ -18,7 +18,7 @@ from omai_ray.store.store import overloaded
 
 V = TypeVar("V")
 OUTAGE_TTL_S = 60.0
-PATIENCE_S = 0.25
+PATIENCE_S = 0.2
 _RETRY_AFTER_S = 1.0
 
 
@@ -32,7 +32,8 @@ class Lookups(Generic[V]):
     """Loads entries by id: once for all who ask at the same time.
 
     clock: seconds, monotonic. ttl_s: how long an entry is believed without asking again.
-    patience_s: how long a caller waits for a slow database when an older entry can answer.
+    patience_s: how long a caller waits for a slow database when an older entry can answer;
+    answer_s: how long one does for whom there is none, and who then is answered 503.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Lookups(Generic[V]):
         ttl_s: float = 5.0,
         max_entries: int = 10_000,
         patience_s: float = PATIENCE_S,
+        answer_s: float | None = None,
     ) -> None:
         self._load = load
         self._clock = clock
         self._ttl_s = ttl_s
         self._max_entries = max_entries
         self._patience_s = patience_s
+        self._answer_s = answer_s
         self._known: OrderedDict[str, _Known[V]] = OrderedDict()
         self._loading: dict[str, asyncio.Task[V | None]] = {}
         self._tasks: set[asyncio.Task[V | None]] = set()
@@ -66,16 +69,27 @@ class Lookups(Generic[V]):
                 raise overloaded()
             return bridge.value
         task = self._loading.get(name) or self._start(name)
-        if bridge is not None:
-            await asyncio.wait({task}, timeout=self._patience_s)
-            if not task.done() or isinstance(task.exception(), Overloaded):
-                return bridge.value
-        return await asyncio.shield(task)
+        await asyncio.wait({task}, timeout=self._answer_s if bridge is None else self._patience_s)
+        if bridge is not None and (not task.done() or isinstance(task.exception(), Overloaded)):
+            return bridge.value
+        if not task.done():
+            raise overloaded()
+        return task.result()
+
+    def peek(self, name: str) -> V | None:
+        """Return what is remembered, however old."""
+        known = self._known.get(name)
+        return known.value if known else None
 
     def forget(self, name: str) -> None:
         """Ask again next time, even if an answer is on its way: it may predate a change."""
         self._known.pop(name, None)
         self._loading.pop(name, None)
+
+    def forget_all(self) -> None:
+        """Ask again next time, whatever it is."""
+        self._known.clear()
+        self._loading.clear()
 
     async def close(self) -> None:
         """Cancel what is being loaded."""

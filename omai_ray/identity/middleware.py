@@ -39,7 +39,8 @@ class IdentityMiddleware:
     """Sets `scope["state"]["principal"]` on every request but OPTIONS and `public` paths.
 
     Raises what the authenticator raises, and PermissionDenied for a request that another site
-    made a browser send. trusted_proxies: peers whose X-Forwarded-* headers are believed.
+    made a browser send. trusted_proxies: peers whose X-Forwarded-* headers are believed. origins:
+    other sites that may.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class IdentityMiddleware:
         authenticator: Authenticates,
         public: frozenset[str] = frozenset(),
         trusted_proxies: Collection[str] = (),
+        origins: Collection[str] = (),
     ) -> None:
+        self._origins = origins
         self._app = app
         self._authenticator = authenticator
         self._public = public
@@ -60,29 +63,37 @@ class IdentityMiddleware:
             source = client_of(scope, self._trusted_proxies).source
             principal = await self._authenticator.authenticate(scope["headers"], source)
             if principal.session_id is not None:
-                require_same_origin(scope)
-            scope.setdefault("state", {})["principal"] = principal
+                require_same_origin(scope, self._origins)
+            scope.setdefault("state", {}).update(principal=principal, source=source)
         await self._app(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         return scope.get("method") == "OPTIONS" or scope["path"] in self._public
 
 
-def require_same_origin(scope: Scope) -> None:
+def source_of(scope: Scope) -> str:
+    """Return where an authenticated request came from."""
+    source: str = scope["state"]["source"]
+    return source
+
+
+def require_same_origin(scope: Scope, origins: Collection[str] = ()) -> None:
     """Raise PermissionDenied for an unsafe request whose Origin is not the host it was sent to.
 
     Only a cookie travels without its owner's doing, so this is for requests that rely on one.
+    origins: others that are trusted, and the way to name the server's own where a proxy in front
+    replaces the host.
     """
     if scope.get("method") in _SAFE_METHODS:
         return
-    origins = _values(scope, b"origin")
-    if not origins:
+    sent = _values(scope, b"origin")
+    if not sent or (len(sent) == 1 and sent[0].lower() in origins):
         return
     try:
-        host = urlsplit(origins[0]).netloc.lower()
+        host = urlsplit(sent[0]).netloc.lower()
     except ValueError:
         host = ""
-    if len(origins) > 1 or not host or [host] != [v.lower() for v in _values(scope, b"host")]:
+    if len(sent) > 1 or not host or [host] != [v.lower() for v in _values(scope, b"host")]:
         raise PermissionDenied("The request's Origin is another site's: use an API key instead.")
 
 

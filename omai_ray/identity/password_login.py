@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 
+from omai_ray.errors import OMAiError
+from omai_ray.identity.actor import Actor
+from omai_ray.identity.audit import AuditLog
 from omai_ray.identity.credentials import Basic, unauthorized
-from omai_ray.identity.directory import UserEntry
+from omai_ray.identity.directory import Directory, UserEntry
 from omai_ray.identity.lookups import Lookups
 from omai_ray.identity.passwords import Passwords
-from omai_ray.identity.throttle import LoginThrottle
+from omai_ray.identity.throttle import Attempt, LoginThrottle, SharedFailures
 
 REMEMBER_S = 60.0
 _MAX_REMEMBERED = 10_000
@@ -29,13 +33,18 @@ class PasswordLogin:
     def __init__(
         self,
         users: Lookups[UserEntry],
+        directory: Directory,
         passwords: Passwords,
-        throttle: LoginThrottle,
+        failures: SharedFailures,
+        audit: AuditLog,
         clock: Callable[[], float],
     ) -> None:
         self._users = users
+        self._directory = directory
         self._passwords = passwords
-        self._throttle = throttle
+        self._throttle = LoginThrottle(clock)
+        self._failures = failures
+        self._audit = audit
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
@@ -68,6 +77,7 @@ class PasswordLogin:
     async def _check(self, digest: bytes, basic: Basic, source: str) -> UserEntry:
         attempt = self._throttle.begin(source, basic.username)
         try:
+            await self._failures.check(attempt)
             entry = await self._users.get(basic.username)
             password_hash = entry.user.password_hash if entry else None
             verified = await self._passwords.verify(password_hash, basic.password)
@@ -75,10 +85,35 @@ class PasswordLogin:
             self._throttle.forgive(attempt)
             raise
         if entry is None or not verified:
+            await self._failed(attempt, entry)
             raise unauthorized("Incorrect username or password.")
         self._throttle.forgive(attempt)
-        self._remember(digest, entry.user.password_hash)
+        password_hash = await self._renewed(entry, basic)
+        self._remember(digest, password_hash)
         return entry
+
+    async def _failed(self, attempt: Attempt, entry: UserEntry | None) -> None:
+        actor = Actor("anonymous", source=attempt.source)
+        user_id = entry.user.id if entry else None
+        account_id = entry.account.id if entry else None
+        self._audit.note(
+            self._audit.entry(actor, "session.login", user_id, account_id, outcome="failure")
+        )
+        with contextlib.suppress(OMAiError):  # counted in this process all the same
+            await self._failures.add(attempt)
+
+    async def _renewed(self, entry: UserEntry, basic: Basic) -> str:
+        """Return the user's hash, made anew where its parameters are no longer today's."""
+        old = entry.user.password_hash
+        if not self._passwords.is_outdated(old):
+            return old
+        try:
+            new = await self._passwords.hash(basic.password)
+            await self._directory.replace_password_hash(entry.user.id, old, new)
+        except OMAiError:
+            return old
+        self._users.forget(entry.user.name)
+        return new
 
     def _remember(self, digest: bytes, password_hash: str) -> None:
         self._remembered[digest] = (password_hash, self._clock() + REMEMBER_S)

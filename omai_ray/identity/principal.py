@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omai_ray.errors import PermissionDenied
+from omai_ray.identity.actor import Actor
 from omai_ray.store import Account, ApiKey, Role, Session, User
 
 
@@ -11,23 +13,40 @@ from omai_ray.store import Account, ApiKey, Role, Session, User
 class Principal:
     """Whoever makes a request, and for which account.
 
-    key_id: where a key was used. user_id: where a password or a session was.
-    session_id: the session's hashed id, where the browser's cookie decided.
-    role: the user's; a key is a `member` of its account.
+    monthly_tokens: the account's budget. models: what may be used, None for all. key_id: where a
+    key was used; requests_per_minute, tokens_per_minute: its own limits. user_id, user_name: where
+    a password or a session was. session_id: the session's hashed id, where the browser's cookie
+    decided. role: the user's, or the key's.
     """
 
     account_id: str
     account_name: str
     tier: str
+    monthly_tokens: int | None = None
+    models: frozenset[str] | None = None
     key_id: str | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     user_id: str | None = None
+    user_name: str | None = None
     session_id: str | None = None
     role: Role = "member"
 
     @classmethod
     def of_key(cls, account: Account, key: ApiKey) -> Principal:
-        """Return the principal of a key."""
-        return cls(account.id, account.name, account.tier, key_id=key.id)
+        """Return the principal of a key: what it may use is what both it and its account may."""
+        lists = [set(names) for names in (account.models, key.models) if names is not None]
+        return cls(
+            account.id,
+            account.name,
+            account.tier,
+            monthly_tokens=account.monthly_tokens,
+            models=frozenset(set.intersection(*lists)) if lists else None,
+            key_id=key.id,
+            requests_per_minute=key.requests_per_minute,
+            tokens_per_minute=key.tokens_per_minute,
+            role=key.role,
+        )
 
     @classmethod
     def of_user(cls, account: Account, user: User, session: Session | None = None) -> Principal:
@@ -36,7 +55,27 @@ class Principal:
             account.id,
             account.name,
             account.tier,
+            monthly_tokens=account.monthly_tokens,
+            models=None if account.models is None else frozenset(account.models),
             user_id=user.id,
+            user_name=user.name,
             session_id=session.id if session else None,
             role=user.role,
         )
+
+    def actor(self, source: str | None) -> Actor:
+        """Return them as the audit log names them."""
+        return Actor(self.user_id or f"key_{self.key_id}", self.user_name, source)
+
+    def may_use(self, *names: str) -> bool:
+        """Whether a model that goes by these names is among the allowed ones."""
+        return self.models is None or not self.models.isdisjoint(names)
+
+    def require_model(self, *names: str) -> None:
+        """Raise PermissionDenied for a model, first name as requested, that may not be used."""
+        if not self.may_use(*names):
+            raise PermissionDenied(
+                f"You are not allowed to use the model '{names[0]}'.",
+                param="model",
+                code="model_not_allowed",
+            )

@@ -6,32 +6,44 @@ import hashlib
 import secrets
 from collections.abc import Callable
 
-from sqlalchemy import delete, insert, or_
+from sqlalchemy import ColumnElement, and_, delete, insert, or_, select
 
-from omai_ray.store import Session, Store
-from omai_ray.store.tables import sessions
+from omai_ray.errors import NotFound
+from omai_ray.identity.actor import Actor
+from omai_ray.identity.audit import AuditLog
+from omai_ray.settings import SessionSettings
+from omai_ray.store import Session, Store, User
+from omai_ray.store.tables import sessions, users
 
-IDLE_S = 8 * 3600.0
-ABSOLUTE_S = 7 * 24 * 3600.0
 VALUE_LENGTH = 43  # 256 bits in base64
+_USER_AGENT_LENGTH = 200
 
 
 class Sessions:
-    """Creates and ends sessions. clock: seconds since the epoch."""
+    """Begins, lists and ends sessions. clock: seconds since the epoch."""
 
     def __init__(
         self,
         store: Store,
+        audit: AuditLog,
         clock: Callable[[], float],
-        idle_s: float = IDLE_S,
-        absolute_s: float = ABSOLUTE_S,
+        settings: SessionSettings | None = None,
     ) -> None:
+        settings = settings or SessionSettings()
         self._store = store
+        self._audit = audit
         self._clock = clock
-        self.idle_s = idle_s
-        self.absolute_s = absolute_s
+        self.idle_s = settings.idle_minutes * 60.0
+        self.absolute_s = settings.absolute_hours * 3600.0
 
-    async def create(self, user_id: str, replaced: str | None = None) -> tuple[Session, str]:
+    async def create(
+        self,
+        user: User,
+        source: str | None = None,
+        *,
+        replaced: str | None = None,
+        user_agent: str | None = None,
+    ) -> tuple[Session, str]:
         """Begin a session; return it and the cookie's value, which is stored nowhere.
 
         replaced: the value that the caller sent; its session ends, so that one that was planted
@@ -39,27 +51,89 @@ class Sessions:
         """
         now_s = self._clock()
         value = secrets.token_urlsafe(32)
-        session = Session(hashed(value), user_id, now_s, now_s, now_s + self.absolute_s)
-        over = [sessions.c.expires <= now_s, sessions.c.last_seen <= now_s - self.idle_s]
+        session = Session(
+            id=hashed(value),
+            user_id=user.id,
+            created=now_s,
+            last_seen=now_s,
+            expires=now_s + self.absolute_s,
+            source=source[:64] if source else None,
+            user_agent=_printable(user_agent),
+        )
+        over = or_(sessions.c.expires <= now_s, sessions.c.last_seen <= now_s - self.idle_s)
         if replaced is not None:
-            over.append(sessions.c.id == hashed(replaced))
-        row = {name: getattr(session, name) for name in sessions.c.keys()}  # noqa: SIM118
+            over = or_(over, sessions.c.id == hashed(replaced))
+        row = {column.name: getattr(session, column.name) for column in sessions.c}
+        actor = Actor(user.id, user.name, source)
+        entry = self._audit.entry(actor, "session.login", user.id, user.account_id)
         async with self._store.writing() as connection:
-            await connection.execute(delete(sessions).where(or_(*over)))
+            await connection.execute(delete(sessions).where(over))
             await connection.execute(insert(sessions).values(**row))
+            await self._audit.write(connection, entry)
         return session, value
 
-    async def end(self, value: str) -> None:
+    async def list(self, user_id: str) -> list[Session]:
+        """Return a user's live sessions, the latest first."""
+        now_s = self._clock()
+        live = and_(sessions.c.expires > now_s, sessions.c.last_seen > now_s - self.idle_s)
+        statement = (
+            select(sessions)
+            .where(sessions.c.user_id == user_id, live)
+            .order_by(sessions.c.created.desc(), sessions.c.id)
+        )
+        async with self._store.reading() as connection:
+            rows = (await connection.execute(statement)).mappings()
+            return [Session.from_row(row) for row in rows]
+
+    async def end(self, value: str, source: str | None = None) -> None:
         """End the session of a cookie's value; one that is over already is no error."""
-        async with self._store.writing() as connection:
-            await connection.execute(delete(sessions).where(sessions.c.id == hashed(value)))
+        await self._end("session.logout", sessions.c.id == hashed(value), source=source)
+
+    async def revoke(self, session_id: str, user_id: str, actor: Actor) -> None:
+        """End one of a user's sessions by its id; raise NotFound for another's."""
+        one = and_(sessions.c.id == session_id, sessions.c.user_id == user_id)
+        if not await self._end("session.revoke", one, actor):
+            raise NotFound("There is no such session.")
+
+    async def revoke_all(self, user_id: str, actor: Actor, kept: str | None = None) -> int:
+        """End a user's sessions, but for the one of the id `kept`; return how many."""
+        all_of_user = sessions.c.user_id == user_id
+        if kept is not None:
+            all_of_user = and_(all_of_user, sessions.c.id != kept)
+        return await self._end("session.revoke", all_of_user, actor)
 
     def is_live(self, session: Session) -> bool:
         """Whether neither of its ends has come."""
         now_s = self._clock()
         return now_s < session.expires and now_s < session.last_seen + self.idle_s
 
+    async def _end(
+        self,
+        action: str,
+        which: ColumnElement[bool],
+        actor: Actor | None = None,
+        source: str | None = None,
+    ) -> int:
+        """Delete sessions, each with its entry; without an actor it is their users' own doing."""
+        owners = select(sessions.c.id, users.c.id, users.c.name, users.c.account_id).join_from(
+            sessions, users
+        )
+        async with self._store.writing() as connection:
+            found = (await connection.execute(owners.where(which))).all()
+            for session_id, user_id, name, account_id in found:
+                by = actor or Actor(user_id, name, source)
+                entry = self._audit.entry(by, action, user_id, account_id)
+                await self._audit.write(connection, entry)
+                await connection.execute(delete(sessions).where(sessions.c.id == session_id))
+        return len(found)
+
 
 def hashed(value: str) -> str:
     """Return a session's id: a stolen database holds no cookie."""
     return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _printable(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return "".join(c for c in text[:_USER_AGENT_LENGTH] if c.isprintable())

@@ -1,15 +1,29 @@
-"""Slowing down who guesses passwords, before a hash is computed."""
+"""Slowing down who guesses passwords, before a hash is computed.
+
+Each process counts the attempts that are under way in it; failures are in the database as well, so
+that all processes count them together.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy import delete, insert, select
+
 from omai_ray.errors import RateLimited
+from omai_ray.store import Store
+from omai_ray.store.tables import login_failures
 
 MAX_KEYS = 10_000
+PER_SOURCE = 10
+PER_USER = 30
+WINDOW_S = 60.0
 _NAME_LENGTH = 64
 
 
@@ -33,9 +47,9 @@ class LoginThrottle:
     def __init__(
         self,
         clock: Callable[[], float],
-        per_source: int = 10,
-        per_user: int = 30,
-        window_s: float = 60.0,
+        per_source: int = PER_SOURCE,
+        per_user: int = PER_USER,
+        window_s: float = WINDOW_S,
     ) -> None:
         self._clock = clock
         self._limits = {"source": per_source, "user": per_user}
@@ -51,7 +65,7 @@ class LoginThrottle:
             for window, limit in zip(windows, self._limits.values(), strict=True)
         )
         if wait_s > 0:
-            raise _refused(wait_s)
+            raise refused(wait_s)
         for key, window in zip(_keys(attempt), windows, strict=True):
             window.append(attempt.at_s)
             self._failures[key] = window
@@ -83,7 +97,61 @@ def _keys(attempt: Attempt) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("source", attempt.source), ("user", attempt.user)
 
 
-def _refused(wait_s: float) -> RateLimited:
+class SharedFailures:
+    """The failed logins of the last minute, on every replica.
+
+    clock: seconds since the epoch. pepper: names are kept as MACs under it, because a name that was
+    typed may be a password by mistake.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float], pepper: bytes) -> None:
+        self._store = store
+        self._clock = clock
+        self._pepper = pepper
+
+    async def check(self, attempt: Attempt) -> None:
+        """Raise RateLimited, with Retry-After, where there were too many."""
+        now_s = self._clock()
+        counted = (
+            (login_failures.c.source == attempt.source, PER_SOURCE),
+            (login_failures.c.user_mac == self._mac(attempt.user), PER_USER),
+        )
+        wait_s = 0.0
+        async with self._store.reading() as connection:
+            for matches, limit in counted:
+                statement = (
+                    select(login_failures.c.at)
+                    .where(matches, login_failures.c.at > now_s - WINDOW_S)
+                    .order_by(login_failures.c.at.desc())
+                    .offset(limit - 1)
+                    .limit(1)
+                )
+                oldest_s = await connection.scalar(statement)
+                if oldest_s is not None:
+                    wait_s = max(wait_s, oldest_s + WINDOW_S - now_s)
+        if wait_s > 0:
+            raise refused(wait_s)
+
+    async def add(self, attempt: Attempt) -> None:
+        """Count a failure, and remove those that no longer count."""
+        now_s = self._clock()
+        row = {
+            "id": secrets.token_hex(16),
+            "at": now_s,
+            "source": attempt.source,
+            "user_mac": self._mac(attempt.user),
+        }
+        async with self._store.writing() as connection:
+            old = login_failures.c.at <= now_s - WINDOW_S
+            await connection.execute(delete(login_failures).where(old))
+            await connection.execute(insert(login_failures).values(**row))
+
+    def _mac(self, name: str) -> str:
+        return hmac.new(self._pepper, name.encode(), hashlib.sha256).hexdigest()
+
+
+def refused(wait_s: float) -> RateLimited:
+    """Return the error for too many failures."""
     seconds = max(1, math.ceil(wait_s))
     return RateLimited(
         f"Too many failed logins. Please try again in {seconds}s.",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.store import Store
 from omai_ray.store.store import overloaded
-from omai_ray.store.tables import usage
+from omai_ray.store.tables import usage, usage_months
 
 MAX_BATCH = 500
 MAX_QUEUED = 10_000
@@ -121,18 +123,56 @@ class UsageLedger:
         """Return an account's sums of the requests that started at `since` or later."""
         return sum((await self.totals_by_model(account_id, since)).values(), UsageTotals())
 
-    async def totals_by_model(self, account_id: str, since: float = 0.0) -> dict[str, UsageTotals]:
-        """Return an account's sums for each model, by its name."""
+    async def totals_by_model(
+        self, account_id: str | None, since: float = 0.0, until: float | None = None
+    ) -> dict[str, UsageTotals]:
+        """Return an account's sums, or all accounts', for each model, by its name.
+
+        since, until: of the requests that started within, the end left out; seconds since the
+        epoch.
+        """
+        conditions = [usage.c.started_at >= since]
+        if account_id is not None:
+            conditions.append(usage.c.account_id == account_id)
+        if until is not None:
+            conditions.append(usage.c.started_at < until)
         sums = [usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.cached_tokens]
         statement = (
             select(usage.c.model, func.count(), *(func.sum(column) for column in sums))
-            .where(usage.c.account_id == account_id, usage.c.started_at >= since)
+            .where(*conditions)
             .group_by(usage.c.model)
             .order_by(usage.c.model)
         )
         async with self.store.reading() as connection:
             rows = (await connection.execute(statement)).all()
         return {model: UsageTotals(*(int(value) for value in values)) for model, *values in rows}
+
+    async def tokens_in_month(self, account_id: str, month: str) -> int:
+        """Return what an account has used in a calendar month, such as `2026-11`, UTC."""
+        statement = select(usage_months.c.tokens).where(
+            usage_months.c.account_id == account_id, usage_months.c.month == month
+        )
+        async with self.store.reading() as connection:
+            return int(await connection.scalar(statement) or 0)
+
+    async def _insert(self, connection: AsyncConnection, records: list[UsageRecord]) -> None:
+        """Insert the records that are new, and add them to their accounts' months."""
+        rows = [asdict(record) for record in records]
+        insert = self.store.insert_new(usage).returning(usage.c.request_id)
+        new = set((await connection.execute(insert, rows)).scalars())
+        requests: Counter[tuple[str, str]] = Counter()
+        tokens: Counter[tuple[str, str]] = Counter()
+        for record in {record.request_id: record for record in reversed(records)}.values():
+            if record.request_id in new:
+                key = (record.account_id, month_of(record.started_at))
+                requests[key] += 1
+                tokens[key] += record.prompt_tokens + record.completion_tokens
+        sums = [
+            {"account_id": key[0], "month": key[1], "requests": count, "tokens": tokens[key]}
+            for key, count in sorted(requests.items())
+        ]
+        if sums:
+            await connection.execute(self.store.insert_sums(usage_months), sums)
 
     async def _write(self) -> None:
         """Commit groups until the queue is empty; a group leaves it only once it is durable."""
@@ -153,8 +193,7 @@ class UsageLedger:
         """Commit a group; one that cannot be is split, so that a bad record fails alone."""
         try:
             async with self.store.writing() as connection:
-                rows = [asdict(queued.record) for queued in group]
-                await connection.execute(self.store.insert_new(usage), rows)
+                await self._insert(connection, [queued.record for queued in group])
         except Overloaded:
             raise
         except Exception as error:
@@ -168,6 +207,11 @@ class UsageLedger:
             return
         for queued in group:
             _finish(queued.done, None)
+
+
+def month_of(seconds: float) -> str:
+    """Return the calendar month of a time, UTC, such as `2026-11`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m")
 
 
 def _finish(done: asyncio.Future[None], error: OMAiError | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from omai_ray.quota.bucket import Bucket
 from omai_ray.quota.protocol import BucketState, Decision, Limited, Limits, Reservation
@@ -71,18 +73,19 @@ class InProcessBuckets:
         now_s = self._now_s()
         self._drop_expired(now_s)
         self._drop_idle(now_s)
-        pair = self._pair(reservation.bucket, reservation.limits, now_s)
+        pairs = self._pairs_of(reservation, now_s)
         if reservation.reservation_id in self._open:
-            return _decision(pair)
-        refused = _refusal(pair, reservation.tokens)
+            return _decision(pairs)
+        refused = _longest_refusal(pairs, reservation.tokens)
         if refused is not None:
-            return _decision(pair, *refused)
-        if pair.requests is not None:
-            pair.requests.take(1)
-        if pair.tokens is not None:
-            pair.tokens.take(reservation.tokens)
+            return _decision(pairs, refused)
+        for pair in pairs:
+            if pair.requests is not None:
+                pair.requests.take(1)
+            if pair.tokens is not None:
+                pair.tokens.take(reservation.tokens)
         self._open[reservation.reservation_id] = (reservation, now_s + self._ttl_s)
-        return _decision(pair)
+        return _decision(pairs)
 
     def settle_one(self, reservation_id: str, used_tokens: int) -> None:
         """Settle one reservation, see `settle`."""
@@ -91,14 +94,14 @@ class InProcessBuckets:
         reservation, _ = self._open.pop(reservation_id, (None, 0.0))
         if reservation is None:
             return
-        pair = self._pair(reservation.bucket, reservation.limits, now_s)
-        if pair.tokens is None:
-            return
         unused = reservation.tokens - max(0, used_tokens)
-        if unused >= 0:
-            pair.tokens.give(unused)
-        else:
-            pair.tokens.take(-unused)
+        for pair in self._pairs_of(reservation, now_s):
+            if pair.tokens is None:
+                continue
+            if unused >= 0:
+                pair.tokens.give(unused)
+            else:
+                pair.tokens.take(-unused)
 
     def _now_s(self) -> float:
         """Return the latest time seen: a dropped bucket must not come back in its own past."""
@@ -124,6 +127,9 @@ class InProcessBuckets:
             else:
                 self._pairs.move_to_end(name)
 
+    def _pairs_of(self, reservation: Reservation, now_s: float) -> list[_Pair]:
+        return [self._pair(claim.bucket, claim.limits, now_s) for claim in reservation.claims]
+
     def _pair(self, name: str, limits: Limits, now_s: float) -> _Pair:
         pair = self._pairs.setdefault(name, _Pair(None, None))
         self._pairs.move_to_end(name)
@@ -142,27 +148,49 @@ def _fitted(bucket: Bucket | None, capacity: int | None, now_s: float) -> Bucket
     return bucket
 
 
-def _refusal(pair: _Pair, tokens: int) -> tuple[Limited, float | None] | None:
-    """Return which bucket refuses, and for how long: the one that takes longer to fill."""
-    if pair.tokens is not None and pair.tokens.wait_s(tokens) is None:
-        return "tokens", None
-    requests_s = (pair.requests.wait_s(1) if pair.requests else 0.0) or 0.0
-    tokens_s = (pair.tokens.wait_s(tokens) if pair.tokens else 0.0) or 0.0
-    if requests_s == tokens_s == 0.0:
-        return None
-    return ("requests", requests_s) if requests_s >= tokens_s else ("tokens", tokens_s)
+class _Refusal(NamedTuple):
+    """What stands in the way; wait_s: for how long, None for ever."""
+
+    limited: Limited
+    bucket: Bucket
+    wait_s: float | None
 
 
-def _decision(
-    pair: _Pair, limited: Limited | None = None, retry_after_s: float | None = None
-) -> Decision:
+def _longest_refusal(pairs: list[_Pair], tokens: int) -> _Refusal | None:
+    """Return the bucket that refuses for the longest time, None where none does."""
+    refusals = []
+    for pair in pairs:
+        if pair.requests is not None:
+            refusals.append(_Refusal("requests", pair.requests, pair.requests.wait_s(1)))
+        if pair.tokens is not None:
+            refusals.append(_Refusal("tokens", pair.tokens, pair.tokens.wait_s(tokens)))
+    longest = max(refusals, key=_wait_s, default=None)
+    return longest if longest is not None and _wait_s(longest) > 0 else None
+
+
+def _wait_s(refusal: _Refusal) -> float:
+    return math.inf if refusal.wait_s is None else refusal.wait_s
+
+
+def _decision(pairs: list[_Pair], refusal: _Refusal | None = None) -> Decision:
+    requests = _tightest([pair.requests for pair in pairs])
+    tokens = _tightest([pair.tokens for pair in pairs])
+    if refusal is not None and refusal.limited == "requests":
+        requests = refusal.bucket
+    elif refusal is not None:
+        tokens = refusal.bucket
     return Decision(
-        admitted=limited is None,
-        requests=_state(pair.requests),
-        tokens=_state(pair.tokens),
-        limited=limited,
-        retry_after_s=retry_after_s,
+        admitted=refusal is None,
+        requests=_state(requests),
+        tokens=_state(tokens),
+        limited=refusal.limited if refusal else None,
+        retry_after_s=refusal.wait_s if refusal else None,
     )
+
+
+def _tightest(buckets: list[Bucket | None]) -> Bucket | None:
+    limited = [bucket for bucket in buckets if bucket is not None]
+    return min(limited, key=lambda bucket: bucket.remaining, default=None)
 
 
 def _state(bucket: Bucket | None) -> BucketState | None:

@@ -6,13 +6,22 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from omai_ray.errors import RateLimited
 from omai_ray.identity.principal import Principal
+from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.durations import go_duration
-from omai_ray.quota.protocol import BucketState, Decision, Limited, Limiter, Reservation
+from omai_ray.quota.protocol import (
+    BucketState,
+    Claim,
+    Decision,
+    Limited,
+    Limiter,
+    Limits,
+    Reservation,
+)
 from omai_ray.quota.tiers import limits_of
 from omai_ray.settings import Tier
 
@@ -28,11 +37,17 @@ class Permit:
     """An admitted request. headers: what its response says about the limits."""
 
     def __init__(
-        self, limiter: Limiter | None, reservation_id: str, headers: Mapping[str, str]
+        self,
+        limiter: Limiter | None,
+        reservation_id: str,
+        headers: Mapping[str, str],
+        count: Callable[[int], None],
     ) -> None:
         self.headers = dict(headers)
         self._limiter = limiter
         self._reservation_id = reservation_id
+        self._count = count
+        self._settled = False
         self._settling: asyncio.Task[None] | None = None
 
     async def settle(self, used_tokens: int) -> None:
@@ -40,37 +55,46 @@ class Permit:
 
         Never raises but CancelledError: what cannot be settled stays spent, and refills.
         """
-        if self._limiter is None:
-            return
-        if self._settling is None:
-            settlement = _settle(self._limiter, self._reservation_id, used_tokens)
-            self._settling = _spawn(settlement)
-        await asyncio.shield(self._settling)
+        if not self._settled:
+            self._settled = True
+            self._count(used_tokens)
+            if self._limiter is not None:
+                settlement = _settle(self._limiter, self._reservation_id, used_tokens)
+                self._settling = _spawn(settlement)
+        if self._settling is not None:
+            await asyncio.shield(self._settling)
 
 
 class Gate:
-    """Admits requests within their account's tier, whichever key or user makes them."""
+    """Admits requests within their account's tier, budget, and their key's own limits."""
 
-    def __init__(self, limiter: Limiter, tiers: Mapping[str, Tier]) -> None:
+    def __init__(
+        self, limiter: Limiter, tiers: Mapping[str, Tier], budgets: MonthlyBudgets
+    ) -> None:
         self._limiter = limiter
         self._tiers = tiers
+        self._budgets = budgets
 
     async def admit(self, principal: Principal, model: str, tokens: int, request_id: str) -> Permit:
         """Reserve a request of at most `tokens`, prompt and completion.
 
-        Raises RateLimited with its headers, PermissionDenied for an unknown tier. The request id
-        only names the reservation in logs: clients may choose theirs, so it need not be unique.
+        Raises RateLimited with its headers, QuotaExceeded, PermissionDenied for an unknown tier.
+        The request id only names the reservation in logs: clients may choose theirs, so it need not
+        be unique.
         """
-        limits = limits_of(principal.tier, self._tiers)
+        claims = _claims(principal, limits_of(principal.tier, self._tiers))
         reservation_id = f"{request_id}.{secrets.token_hex(8)}"
-        if limits.unlimited:
-            return Permit(None, reservation_id, {})
-        decision = await self._reserve(
-            Reservation(reservation_id, principal.account_id, limits, tokens)
-        )
+        await self._budgets.require(principal, tokens)
+
+        def count(used_tokens: int) -> None:
+            self._budgets.add(principal, used_tokens)
+
+        if not claims:
+            return Permit(None, reservation_id, {}, count)
+        decision = await self._reserve(Reservation(reservation_id, claims, tokens))
         if decision.limited is not None:
             raise _refused(decision, decision.limited, model, tokens)
-        return Permit(self._limiter, reservation_id, _headers(decision))
+        return Permit(self._limiter, reservation_id, _headers(decision), count)
 
     async def _reserve(self, reservation: Reservation) -> Decision:
         task = asyncio.ensure_future(self._limiter.reserve(reservation))
@@ -79,6 +103,15 @@ class Gate:
         except asyncio.CancelledError:
             _spawn(_return_late(self._limiter, reservation.reservation_id, task))
             raise
+
+
+def _claims(principal: Principal, of_account: Limits) -> tuple[Claim, ...]:
+    of_key = Limits(principal.requests_per_minute, principal.tokens_per_minute)
+    claims = (
+        Claim(principal.account_id, of_account),
+        Claim(f"{principal.account_id}/{principal.key_id}", of_key),
+    )
+    return tuple(claim for claim in claims if not claim.limits.unlimited)
 
 
 def _refused(decision: Decision, limited: Limited, model: str, tokens: int) -> RateLimited:

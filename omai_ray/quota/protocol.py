@@ -26,18 +26,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """Limits that a request must keep. bucket: whose minute it is, an account's or a key's id."""
+
+    bucket: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """One request asking to be admitted.
 
     reservation_id: unique; settling twice under one id changes nothing.
-    bucket: whose minute it is (an account's id).
+    claims: all must admit it, or none is charged.
     tokens: the most it may use, prompt and completion; ValueError where negative, here already,
     so that one wrong caller fails alone and not with the batch that its call shares.
     """
 
     reservation_id: str
-    bucket: str
-    limits: Limits
+    claims: tuple[Claim, ...]
     tokens: int
 
     def __post_init__(self) -> None:
@@ -64,7 +71,8 @@ class Decision:
 
     limited: the bucket that refused. retry_after_s: when the same request would fit; None where
     it never can, because it alone exceeds the bucket.
-    requests, tokens: the buckets after the decision; None where unlimited.
+    requests, tokens: the buckets after the decision, of several claims' the one that refused or
+    has the least left; None where unlimited.
     """
 
     admitted: bool
@@ -78,7 +86,7 @@ class Limiter(Protocol):
     """Keeps the buckets of all accounts."""
 
     async def reserve(self, reservation: Reservation) -> Decision:
-        """Take a request and its tokens from the bucket, both or neither."""
+        """Take a request and its tokens from all its buckets, or from none."""
 
     async def settle(self, reservation_id: str, used_tokens: int) -> None:
         """Return what was reserved and not used, or take what was used beyond it. Idempotent."""

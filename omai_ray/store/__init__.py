@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from omai_ray.store.records import Account, AccountStatus, ApiKey, Role, Session, User
+from omai_ray.store.records import (
+    Account,
+    AccountStatus,
+    ApiKey,
+    AuditEntry,
+    Outcome,
+    Role,
+    Session,
+    User,
+)
 from omai_ray.store.store import Store
 
-__all__ = ["Account", "AccountStatus", "ApiKey", "Role", "Session", "Store", "User"]
+__all__ = [
+    "Account",
+    "AccountStatus",
+    "ApiKey",
+    "AuditEntry",
+    "Outcome",
+    "Role",
+    "Session",
+    "Store",
+    "User",
+]

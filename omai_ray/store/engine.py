@@ -22,6 +22,9 @@ answered after DEADLINE_S + BUSY_S at the latest."""
 POOL_S = 1.0
 """How long a caller waits for a connection to become free."""
 
+CONNECT_S = 2.0
+"""How long PostgreSQL may take to accept a connection."""
+
 WRITE_OPTION = "omai_write"
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -43,12 +46,22 @@ def parse_url(text: str) -> URL:
     return url
 
 
-def create_engine(url: URL, **options: Any) -> AsyncEngine:
-    """Return an engine for `url`; raise ConfigError where its driver is not installed."""
+def create_engine(
+    url: URL, *, deadline_s: float | None = DEADLINE_S, **options: Any
+) -> AsyncEngine:
+    """Return an engine for `url`; raise ConfigError where its driver is not installed.
+
+    deadline_s: what PostgreSQL allows a statement. The server itself must end one whose caller has
+    given up, because its locks would outlive it.
+    """
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
         # isolation_level None: Python's sqlite3 begins no transactions of its own, see _begin.
         options["connect_args"] = {"timeout": BUSY_S, "isolation_level": None}
+    else:
+        timeout_ms = 0 if deadline_s is None else round(deadline_s * 1000)
+        settings = {"application_name": "omai-ray", "statement_timeout": str(timeout_ms)}
+        options["connect_args"] = {"timeout": CONNECT_S, "server_settings": settings}
     if "poolclass" not in options:
         options |= {"pool_size": 5, "max_overflow": 5, "pool_timeout": POOL_S}
         options["pool_pre_ping"] = not sqlite
@@ -74,9 +87,18 @@ def create_file(url: URL) -> None:
     """
     if url.get_backend_name() != "sqlite" or url.database is None:
         return
-    path = Path(url.database.removeprefix("file:").partition("?")[0])
+    path = _path(url)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def is_there(url: URL) -> bool:
+    """Whether SQLite's file exists; a server's database is taken to."""
+    return url.get_backend_name() != "sqlite" or _path(url).exists()
+
+
+def _path(url: URL) -> Path:
+    return Path((url.database or "").removeprefix("file:").partition("?")[0])
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

@@ -1,6 +1,7 @@
 """Bringing a database to the schema of this code.
 
-A database that is already there costs one query; alembic is only imported to change one.
+A new database gets its schema at once; one that has data is changed only where an operator says so.
+One that is already right costs one query; alembic is only imported to change one.
 New revisions are modules `vNNNN_what.py` of `migrations/versions`, and named in
 `tables.REVISIONS`; a test compares what they build with `tables.metadata`.
 """
@@ -22,15 +23,15 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x6F6D6169  # "omai"; any number that other users of the server do not use
 
 
-async def is_current(connection: AsyncConnection) -> bool:
-    """Whether the schema is this code's; raise ConfigError where it is a newer one's."""
+async def read_revision(connection: AsyncConnection) -> str | None:
+    """Return the schema's revision, None where there is none; raise ConfigError for a newer one."""
     revision = await connection.run_sync(_revision)
     if revision is not None and revision not in REVISIONS:
         raise ConfigError(
             f"the database is at schema {revision}, newer than this omai-ray "
             f"({REVISIONS[-1]}): upgrade omai-ray, or restore a backup of the older database"
         )
-    return revision == REVISIONS[-1]
+    return revision
 
 
 async def upgrade(url: URL) -> None:
@@ -39,7 +40,8 @@ async def upgrade(url: URL) -> None:
 
 
 async def _upgrade(url: URL) -> None:
-    engine = create_engine(url, poolclass=NullPool)
+    # A statement that rewrites a table may take its time.
+    engine = create_engine(url, poolclass=NullPool, deadline_s=None)
     try:
         async with engine.connect() as connection:
             if connection.dialect.name == "sqlite":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import RowMapping
 
 AccountStatus = Literal["active", "suspended"]
 Role = Literal["owner", "member", "admin"]
+Outcome = Literal["success", "failure", "denied"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,18 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class Account(_Record):
-    """Who pays: keys and users belong to it, and share its limits."""
+    """Who pays: keys and users belong to it, and share its limits.
+
+    monthly_tokens: what it may use in a calendar month, None without bound. models: the names that
+    it may use, None for all.
+    """
 
     id: str
     name: str
     tier: str
     status: AccountStatus
+    monthly_tokens: int | None
+    models: tuple[str, ...] | None
     created: float
 
 
@@ -47,18 +54,29 @@ class User(_Record):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey(_Record):
-    """What is known of a key; its secret is not. mac: hex, under the pepper of that version."""
+    """What is known of a key; its secret is not. mac: hex, under the pepper of that version.
+
+    role: `member`, or `admin` for a key that may use the administrative API. requests_per_minute,
+    tokens_per_minute, models: limits of its own, below its account's. created_by: a user's id.
+    replaced_by: the key that rotation made in its place.
+    """
 
     id: str
     account_id: str
     name: str
+    role: Role
     last_four: str
     mac: str
     pepper_version: int
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    models: tuple[str, ...] | None
     created: float
+    created_by: str | None
     last_used: float | None
     expires: float | None
     revoked_at: float | None
+    replaced_by: str | None
 
     def __repr__(self) -> str:
         return f"ApiKey(id={self.id!r}, name={self.name!r}, last_four={self.last_four!r})"
@@ -73,3 +91,26 @@ class Session(_Record):
     created: float
     last_seen: float
     expires: float
+    source: str | None
+    user_agent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry(_Record):
+    """Something that was done, or tried, and by whom.
+
+    actor: a user's or key's id, `cli:` and the system's user, or `system`. target: what it was
+    done to, by id. account_id: whose account it concerns. details: changed values, never a secret.
+    """
+
+    id: int
+    at: float
+    actor: str
+    actor_name: str | None
+    action: str
+    target: str | None
+    account_id: str | None
+    outcome: Outcome
+    request_id: str | None
+    source: str | None
+    details: dict[str, Any] | None

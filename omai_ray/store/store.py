@@ -21,10 +21,20 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from omai_ray.errors import ConfigError, Overloaded, ServerError
-from omai_ray.store.engine import DEADLINE_S, WRITE_OPTION, create_engine, create_file, parse_url
-from omai_ray.store.migrate import is_current, upgrade
+from omai_ray.store.engine import (
+    BUSY_S,
+    DEADLINE_S,
+    WRITE_OPTION,
+    create_engine,
+    create_file,
+    is_there,
+    parse_url,
+)
+from omai_ray.store.migrate import read_revision, upgrade
+from omai_ray.store.tables import REVISIONS
 
 OPEN_DEADLINE_S = 10.0
+REMOTE_PATIENCE_S = 0.2
 _RETRY_S = 0.05
 _SQLITE_AWAY = frozenset(
     {
@@ -53,11 +63,12 @@ class Store:
         )
 
     @classmethod
-    async def open(cls, url: str) -> Store:
-        """Connect, creating the database or upgrading it where needed.
+    async def open(cls, url: str, *, upgrading: bool = False) -> Store:
+        """Connect, and build the schema in an empty database.
 
-        Several processes may do so at once. Raises ConfigError for a URL, path or schema that
-        cannot be used, Overloaded where the database is locked or away.
+        Several processes may do so at once. upgrading: bring an older schema up to date, which
+        otherwise is a ConfigError, as is a URL, path or schema that cannot be used. Raises
+        Overloaded where the database is locked or away.
         """
         parsed = parse_url(url)
         try:
@@ -66,7 +77,7 @@ class Store:
             raise ConfigError(f"database {parsed.database}: {error.strerror or error}") from None
         engine = create_engine(parsed)
         try:
-            await _bring_up_to_date(engine, parsed)
+            await _bring_up_to_date(engine, parsed, upgrading)
         except BaseException:
             await engine.dispose()
             raise
@@ -91,11 +102,48 @@ class Store:
         async with _translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
+    @property
+    def patience_s(self) -> float:
+        """How long a request may wait to learn who sends it.
+
+        A server behind a network may be gone without a word; a file answers, or is locked and says
+        so.
+        """
+        return DEADLINE_S + BUSY_S if self._engine.dialect.name == "sqlite" else REMOTE_PATIENCE_S
+
     def insert_new(self, table: Table) -> Insert:
         """Return an INSERT that leaves rows alone whose primary key is already there."""
+        return self._insert(table).on_conflict_do_nothing()
+
+    def insert_sums(self, table: Table) -> Insert:
+        """Return an INSERT that adds to the row whose primary key is already there.
+
+        In one transaction, insert in the keys' order: two may otherwise wait for each other.
+        """
+        insert = self._insert(table)
+        sums = {c.name: c + insert.excluded[c.name] for c in table.c if not c.primary_key}
+        return insert.on_conflict_do_update(index_elements=table.primary_key, set_=sums)
+
+    def _insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        return sqlite.insert(table).on_conflict_do_nothing()
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
+
+async def schema_of(url: str) -> str | None:
+    """Return the revision of a database's schema, None where it has none.
+
+    Raises ConfigError for a URL that cannot be used, and for a schema newer than this code.
+    """
+    parsed = parse_url(url)
+    if not await asyncio.to_thread(is_there, parsed):
+        return None
+    engine = create_engine(parsed)
+    try:
+        async with _translated(), engine.connect() as connection:
+            return await read_revision(connection)
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager
@@ -134,15 +182,21 @@ def _is_away(error: Exception) -> bool:
     )
 
 
-async def _bring_up_to_date(engine: AsyncEngine, url: URL) -> None:
+async def _bring_up_to_date(engine: AsyncEngine, url: URL, upgrading: bool) -> None:
     """Try until another process, opening the same new file, lets go of it."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + OPEN_DEADLINE_S
     while True:
         try:
             async with engine.connect() as connection:
-                if await is_current(connection):
-                    return
+                revision = await read_revision(connection)
+            if revision == REVISIONS[-1]:
+                return
+            if revision is not None and not upgrading:
+                raise ConfigError(
+                    f"{_shown(url)}: its schema is {revision}, and this omai-ray needs "
+                    f"{REVISIONS[-1]}: make a backup, then run 'omai-ray db upgrade'"
+                )
             await upgrade(url)
             await engine.dispose()  # connections from before WAL mode
             return

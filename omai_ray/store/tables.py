@@ -6,9 +6,13 @@ SQLite forgets a datetime's zone.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -16,10 +20,38 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
+    TypeDecorator,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every migration, oldest first; a database at the last one needs no alembic."""
+
+
+class Json(TypeDecorator[Any]):
+    """A value kept as JSON text; NULL is None."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Return what is stored."""
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Return what was stored."""
+        return None if value is None else json.loads(value)
+
+
+class Names(Json):
+    """A tuple of names, or NULL for any."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
+        """Return what was stored."""
+        return None if value is None else tuple(json.loads(value))
+
 
 metadata = MetaData(
     naming_convention={
@@ -37,7 +69,10 @@ accounts = Table(
     Column("name", String(64), nullable=False, unique=True),
     Column("tier", String(64), nullable=False),
     Column("status", String(16), nullable=False),
+    Column("monthly_tokens", BigInteger),
+    Column("models", Names),
     Column("created", Double, nullable=False),
+    Index("ix_accounts_created", "created", "id"),
 )
 
 users = Table(
@@ -49,6 +84,7 @@ users = Table(
     Column("account_id", String(40), ForeignKey("accounts.id"), nullable=False, index=True),
     Column("role", String(16), nullable=False),
     Column("created", Double, nullable=False),
+    Index("ix_users_created", "created", "id"),
 )
 
 api_keys = Table(
@@ -57,13 +93,20 @@ api_keys = Table(
     Column("id", String(40), primary_key=True),
     Column("account_id", String(40), ForeignKey("accounts.id"), nullable=False, index=True),
     Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False, server_default="member"),
     Column("last_four", String(4), nullable=False),
     Column("mac", String(64), nullable=False),
     Column("pepper_version", Integer, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("models", Names),
     Column("created", Double, nullable=False),
+    Column("created_by", String(40)),
     Column("last_used", Double),
     Column("expires", Double),
     Column("revoked_at", Double),
+    Column("replaced_by", String(40)),
+    Index("ix_api_keys_created", "created", "id"),
 )
 
 sessions = Table(
@@ -80,6 +123,45 @@ sessions = Table(
     Column("created", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
     Column("expires", Double, nullable=False, index=True),
+    Column("source", String(64)),
+    Column("user_agent", String(200)),
+)
+
+# Tells whether a pepper file is the one that this database's keys were made with.
+pepper_checks = Table(
+    "pepper_checks",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("mac", String(64), nullable=False),
+)
+
+# What the throttle counts, of the last minute alone. user_mac: a name that was typed may be a
+# password by mistake.
+login_failures = Table(
+    "login_failures",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("at", Double, nullable=False, index=True),
+    Column("source", String(64), nullable=False),
+    Column("user_mac", String(64), nullable=False),
+)
+
+# Append-only: triggers refuse what would change or remove a row. No foreign keys, as in usage.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("actor_name", String(64)),
+    Column("action", String(40), nullable=False),
+    Column("target", String(64)),
+    Column("account_id", String(40)),
+    Column("outcome", String(16), nullable=False),
+    Column("request_id", String(64)),
+    Column("source", String(64)),
+    Column("details", Json),
+    Index("ix_audit_account_id", "account_id", "id"),
 )
 
 # No foreign keys: a usage record is money, and outlives the account and the key it names.
@@ -99,4 +181,14 @@ usage = Table(
     Column("duration_ms", BigInteger, nullable=False),
     Column("finish_reason", String(32)),
     Index("ix_usage_account_id_started_at", "account_id", "started_at"),
+)
+
+# Sums of `usage`, kept by the same transactions. month: `2026-11`, UTC.
+usage_months = Table(
+    "usage_months",
+    metadata,
+    Column("account_id", String(40), primary_key=True),
+    Column("month", String(7), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
 )

@@ -22,14 +22,14 @@ from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
 from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
-from omai_ray.identity.accounts import Accounts
+from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
-from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
 from omai_ray.quota.buckets import InProcessBuckets
+from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
-from omai_ray.settings import DEFAULT_TIERS
-from omai_ray.store import Store
+from omai_ray.settings import DEFAULT_TIERS, SessionSettings, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
@@ -101,7 +101,7 @@ class Api:
 
     app: ASGIApp
     client: httpx.AsyncClient
-    accounts: Accounts
+    admin: Administration
     ledger: UsageLedger
     buckets: InProcessBuckets
     chat: EngineChat
@@ -114,8 +114,8 @@ class Api:
 
     async def key(self, tier: str = "enterprise", name: str | None = None) -> tuple[str, str]:
         """Create an account and return its id and a key."""
-        account = await self.accounts.create_account(name, tier)
-        _, key = await self.accounts.create_key(account.id)
+        account = await self.admin.accounts.create(name, tier)
+        _, key = await self.admin.keys.create(account.id)
         return account.id, key
 
     async def headers(self, tier: str = "enterprise") -> dict[str, str]:
@@ -272,21 +272,30 @@ async def _running(
             )
         },
     )
-    store = await Store.open(f"sqlite+aiosqlite:///{state_dir / 'omai.db'}")
-    peppers = Peppers.load(state_dir)
+    registry = await Registry.open(
+        Settings(
+            state_dir=state_dir,
+            models=(chat_spec, embedding_spec),
+            aliases={"gpt-4o-mini": "omai-gpt-4"},
+        )
+    )
     clock = Clock()
     buckets = InProcessBuckets(clock)
-    ledger = UsageLedger(store)
-    authenticator = Authenticator(store, peppers)
+    ledger = UsageLedger(registry.store)
+    authenticator = Authenticator(registry)
+    admin = Administration(registry)
 
     async def nothing() -> None:
         pass
 
     services = Services(
         models=models,
-        gate=Gate(buckets, DEFAULT_TIERS),
+        gate=Gate(buckets, DEFAULT_TIERS, MonthlyBudgets(ledger.tokens_in_month)),
         ledger=ledger,
         authenticator=authenticator,
+        administration=admin,
+        tiers=DEFAULT_TIERS,
+        sessions=SessionSettings(),
         max_body_bytes=MAX_BODY_BYTES,
         trusted_proxies=(),
         proxy_echoes_id=False,
@@ -295,11 +304,10 @@ async def _running(
     app = create_app(services)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        accounts = Accounts(store, peppers, DEFAULT_TIERS)
         yield Api(
             app,
             client,
-            accounts,
+            admin,
             ledger,
             buckets,
             chat,
@@ -312,4 +320,4 @@ async def _running(
     await engine.drain()
     await authenticator.close()
     await ledger.close()
-    await store.close()
+    await registry.close()

@@ -6,7 +6,6 @@ import httpx
 import pytest
 
 from omai_ray.identity import keys
-from omai_ray.identity.accounts import Accounts
 from tests.api.conftest import EMBEDDING, Api, bearer
 from tests.api.shapes import check_error
 
@@ -16,10 +15,9 @@ ALICE = httpx.BasicAuth("alice", PASSWORD)
 
 
 @pytest.fixture
-async def alice(api: Api) -> Accounts:
+async def alice(api: Api) -> None:
     """Create the user alice."""
-    await api.accounts.create_user("alice", PASSWORD, "enterprise")
-    return api.accounts
+    await api.admin.users.create("alice", PASSWORD, tier="enterprise")
 
 
 def altered(key: str) -> str:
@@ -64,10 +62,10 @@ async def test_a_wrong_key_is_refused_without_being_shown(api: Api) -> None:
 
 async def test_a_revoked_key_is_refused_by_name(api: Api) -> None:
     """Once its cached entry is forgotten, as it is after some seconds."""
-    account = await api.accounts.create_account(None, "enterprise")
-    record, key = await api.accounts.create_key(account.id, "laptop")
+    account = await api.admin.accounts.create(None, "enterprise")
+    record, key = await api.admin.keys.create(account.id, name="laptop")
     assert (await api.embed(bearer(key))).status_code == 200
-    await api.accounts.revoke_key(record.id)
+    await api.admin.keys.revoke(record.id)
     api.services.authenticator.forget_key(record.id)
     response = await api.embed(bearer(key))
     assert response.status_code == 401
@@ -77,7 +75,7 @@ async def test_a_revoked_key_is_refused_by_name(api: Api) -> None:
 async def test_a_suspended_account_is_forbidden(api: Api) -> None:
     """Known and not allowed: 403."""
     account, key = await api.key()
-    await api.accounts.set_status(account, "suspended")
+    await api.admin.accounts.update(account, status="suspended")
     response = await api.embed(bearer(key))
     assert response.status_code == 403
     check_error(response.json(), type="permission_denied", code="permission_denied", param=None)

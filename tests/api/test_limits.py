@@ -135,7 +135,7 @@ async def test_pro_has_its_own_limits(api: Api) -> None:
 async def test_the_keys_of_an_account_share_its_limits(api: Api) -> None:
     """The buckets belong to the account."""
     account, first = await api.key("basic")
-    _, second = await api.accounts.create_key(account)
+    _, second = await api.admin.keys.create(account)
     await api.embed(bearer(first))
     assert limits(await api.embed(bearer(second)))["x-ratelimit-remaining-requests"] == "58"
 

@@ -54,7 +54,7 @@ async def test_no_log_has_a_prompt_a_key_a_password_or_an_exceptions_text(
     _, key = await api.key("basic")
     headers = bearer(key)
     _, other = keys.generate()
-    await api.accounts.create_user("ann", f"{CANARY} password", "basic")
+    await api.admin.users.create("ann", f"{CANARY} password", tier="basic")
     bodies: list[dict[str, Any]] = [
         {"messages": PROMPT},
         {"messages": PROMPT, "stream": True},

@@ -18,11 +18,10 @@ from ray.serve.config import ProxyLocation
 
 from deployments.app import build
 from omai_ray.catalog import ModelSpec
-from omai_ray.identity.accounts import Accounts
-from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.administration import Administration
+from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
-from omai_ray.settings import DEFAULT_TIERS, IngressSettings, Settings
-from omai_ray.store import Store
+from omai_ray.settings import IngressSettings, Settings
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
 Result = TypeVar("Result")
@@ -62,53 +61,50 @@ class Served:
     url: str
     settings: Settings
 
-    def with_store(self, use: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
+    def with_registry(self, use: Callable[[Registry], Coroutine[Any, Any, Result]]) -> Result:
         """Use the server's database from this process."""
 
         async def run() -> Result:
-            store = await Store.open(self.settings.sqlalchemy_url)
+            registry = await Registry.open(self.settings)
             try:
-                return await use(store)
+                return await use(registry)
             finally:
-                await store.close()
+                await registry.close()
 
         return asyncio.run(run())
 
     def create_key(self, tier: str = "enterprise") -> tuple[str, str]:
         """Return a new account's id and its key."""
 
-        async def create(store: Store) -> tuple[str, str]:
-            accounts = self._accounts(store)
-            account = await accounts.create_account(None, tier)
-            _, key = await accounts.create_key(account.id)
+        async def create(registry: Registry) -> tuple[str, str]:
+            admin = Administration(registry)
+            account = await admin.accounts.create(None, tier)
+            _, key = await admin.keys.create(account.id)
             return account.id, key
 
-        return self.with_store(create)
+        return self.with_registry(create)
 
     def revoke(self, key: str) -> None:
         """Revoke a key."""
 
-        async def run(store: Store) -> None:
-            await self._accounts(store).revoke_key(key)
+        async def run(registry: Registry) -> None:
+            await Administration(registry).keys.revoke(key)
 
-        self.with_store(run)
+        self.with_registry(run)
 
     def requests_recorded(self, account_id: str) -> int:
         """Return how many requests of an account the ledger has."""
 
-        async def count(store: Store) -> int:
-            return (await UsageLedger(store).totals(account_id)).requests
+        async def count(registry: Registry) -> int:
+            return (await UsageLedger(registry.store).totals(account_id)).requests
 
-        return self.with_store(count)
+        return self.with_registry(count)
 
     def client(self, key: str) -> httpx.Client:
         """Return an HTTP client that sends a key."""
         return httpx.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30
         )
-
-    def _accounts(self, store: Store) -> Accounts:
-        return Accounts(store, Peppers.load(self.settings.state_dir), DEFAULT_TIERS)
 
 
 @pytest.fixture(scope="session")

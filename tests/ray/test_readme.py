@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omai_ray.identity.accounts import Accounts
-from omai_ray.identity.peppers import Peppers
-from omai_ray.settings import DEFAULT_TIERS
-from omai_ray.store import Store
+from omai_ray.identity.administration import Administration
+from omai_ray.identity.registry import Registry
 from tests.programs import require_program
 from tests.ray.conftest import Served
 
@@ -61,11 +59,10 @@ def test_the_javascript_example_works_as_pasted(served: Served, tmp_path: Path) 
 def test_the_python_examples_work_as_pasted(served: Served, tmp_path: Path) -> None:
     """The OpenAI client prints an answer and a vector's size; the session lists the models."""
 
-    async def create_user(store: Store) -> None:
-        accounts = Accounts(store, Peppers.load(served.settings.state_dir), DEFAULT_TIERS)
-        await accounts.create_user("ada", "correct horse battery", "pro")
+    async def create_user(registry: Registry) -> None:
+        await Administration(registry).users.create("ada", "correct horse battery", tier="pro")
 
-    served.with_store(create_user)
+    served.with_registry(create_user)
     openai_client, session = snippets("python")
     client_output = run([sys.executable, "-c", pasted(openai_client, served)], served, tmp_path)
     assert client_output.endswith("32 dimensions\n")

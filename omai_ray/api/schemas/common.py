@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,22 @@ class Credentials(RequestBody):
 
     username: Annotated[str, Field(min_length=1, max_length=256)]
     password: Annotated[str, Field(min_length=1, max_length=1024, repr=False)]
+
+
+class LoginSession(BaseModel):
+    """A login that succeeded; its cookie is in the response's headers."""
+
+    object: Literal["session"] = "session"
+    account: str
+    role: Literal["owner", "member", "admin"]
+    expires_at: int
+
+
+class LoggedOut(BaseModel):
+    """The session is over."""
+
+    object: Literal["session"] = "session"
+    deleted: Literal[True] = True
 
 
 class ErrorDetail(BaseModel):

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
 
-from omai_ray.identity.accounts import Accounts
+from omai_ray.identity.administration import Administration
+from omai_ray.identity.audit import AuditLog
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.passwords import Passwords
 from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.registry import Registry
 from omai_ray.store import Store
 
 
@@ -30,25 +30,6 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where one empty database is kept, to be copied."""
-    return tmp_path_factory.mktemp("template") / "omai.db"
-
-
-@pytest.fixture
-async def store(
-    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Store]:
-    """Open a new database, whose locks are waited for only briefly."""
-    monkeypatch.setattr("omai_ray.store.engine.BUSY_S", 0.01)
-    await (await Store.open(f"sqlite:///{template}")).close()
-    shutil.copy(template, tmp_path / "omai.db")
-    opened = await Store.open(f"sqlite:///{tmp_path / 'omai.db'}")
-    yield opened
-    await opened.close()
-
-
 @pytest.fixture
 def peppers() -> Peppers:
     """Return one pepper."""
@@ -64,16 +45,24 @@ def passwords() -> Iterator[Passwords]:
 
 
 @pytest.fixture
-def accounts(store: Store, peppers: Peppers, passwords: Passwords, clock: Clock) -> Accounts:
-    """Return the accounts of the store."""
-    return Accounts(store, peppers, ["basic", "pro"], passwords=passwords, clock=clock)
+async def registry(
+    store: Store, peppers: Peppers, passwords: Passwords, clock: Clock
+) -> AsyncIterator[Registry]:
+    """Return the registry of the store, whose time is the clock's."""
+    audit = AuditLog(store, clock)
+    yield Registry(store, audit, peppers, ("basic", "pro"), ("gpt", "ada-002"), passwords, clock)
+    await audit.close()
 
 
 @pytest.fixture
-async def authenticator(
-    store: Store, peppers: Peppers, passwords: Passwords, clock: Clock
-) -> AsyncIterator[Authenticator]:
+def admin(registry: Registry) -> Administration:
+    """Return what may be done with it."""
+    return Administration(registry)
+
+
+@pytest.fixture
+async def authenticator(registry: Registry, clock: Clock) -> AsyncIterator[Authenticator]:
     """Return an authenticator all of whose time is the clock's."""
-    made = Authenticator(store, peppers, passwords=passwords, clock=clock, monotonic=clock)
+    made = Authenticator(registry, monotonic=clock)
     yield made
     await made.close()

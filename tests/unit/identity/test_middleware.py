@@ -50,14 +50,14 @@ async def call(authenticating: Authenticating, scope: dict[str, Any], **options:
 
 
 async def test_the_principal_is_in_the_scopes_state() -> None:
-    """Beside what is there already."""
+    """And where they came from, beside what is there already."""
     scope = scope_of(state={"request_id": "r"})
     assert await call(Authenticating(BY_KEY), scope)
-    assert {"request_id": "r", "principal": BY_KEY} == scope["state"]
+    assert {"request_id": "r", "principal": BY_KEY, "source": "1.2.3.4"} == scope["state"]
 
     bare = scope_of()
     assert await call(Authenticating(BY_KEY), bare)
-    assert {"principal": BY_KEY} == bare["state"]
+    assert {"principal": BY_KEY, "source": "1.2.3.4"} == bare["state"]
 
 
 async def test_errors_are_left_to_an_outer_middleware() -> None:

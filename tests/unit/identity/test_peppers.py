@@ -13,10 +13,10 @@ from omai_ray.identity.peppers import Peppers
 def test_a_new_pepper_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
     """Mode 0600 in a directory of 0700; made once."""
     state = tmp_path / "a" / "state"
-    first = Peppers.load(state)
+    first = Peppers.load(state / "pepper")
 
     assert (1, 32) == (first.version, len(first.current))
-    assert first.current == Peppers.load(state).current
+    assert first.current == Peppers.load(state / "pepper").current
     assert 0o600 == stat.S_IMODE((state / "pepper").stat().st_mode)
     assert 0o700 == stat.S_IMODE(state.stat().st_mode)
     assert ["pepper"] == [path.name for path in state.iterdir()]
@@ -25,7 +25,7 @@ def test_a_new_pepper_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
 def test_all_who_start_at_once_get_the_same_pepper(tmp_path: Path) -> None:
     """Another one would make the keys of the first useless."""
     with ThreadPoolExecutor(8) as pool:
-        loaded = list(pool.map(Peppers.load, [tmp_path] * 32))
+        loaded = list(pool.map(Peppers.load, [tmp_path / "pepper"] * 32))
 
     assert 1 == len({peppers.current for peppers in loaded})
     assert ["pepper"] == [path.name for path in tmp_path.iterdir()]
@@ -34,7 +34,7 @@ def test_all_who_start_at_once_get_the_same_pepper(tmp_path: Path) -> None:
 def test_the_highest_version_makes_new_keys(tmp_path: Path) -> None:
     """Older ones remain for the keys that they made."""
     (tmp_path / "pepper").write_text(f"1 {'aa' * 32}\n2 {'bb' * 32}\n")
-    peppers = Peppers.load(tmp_path)
+    peppers = Peppers.load(tmp_path / "pepper")
 
     assert (2, b"\xbb" * 32) == (peppers.version, peppers.current)
     assert b"\xaa" * 32 == peppers.get(1)
@@ -47,7 +47,7 @@ def test_an_unusable_file_is_a_configuration_error(tmp_path: Path, content: str)
     (tmp_path / "pepper").write_text(content, encoding="latin-1")
 
     with pytest.raises(ConfigError, match="pepper"):
-        Peppers.load(tmp_path)
+        Peppers.load(tmp_path / "pepper")
     assert content == (tmp_path / "pepper").read_text(encoding="latin-1")
 
 
@@ -56,4 +56,4 @@ def test_an_unreadable_place_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(ConfigError, match="file"):
-        Peppers.load(tmp_path / "file")
+        Peppers.load(tmp_path / "file" / "pepper")

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Insert, Table, func, select
+from sqlalchemy import Insert, Table, func, insert, select
 
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.ledger import UsageLedger, UsageRecord, UsageTotals, ledger
 from omai_ray.store import Store
 from omai_ray.store.tables import usage
+from tests.databases import held
 
 ONE = UsageRecord(
     request_id="req_1",
@@ -63,6 +62,9 @@ class Gated:
     def insert_new(self, table: Table) -> Insert:
         return self.store.insert_new(table)
 
+    def insert_sums(self, table: Table) -> Insert:
+        return self.store.insert_sums(table)
+
 
 async def queue(kept: UsageLedger, *records: UsageRecord) -> list[asyncio.Task[None]]:
     """Start recording, and return once all of it is queued."""
@@ -71,13 +73,14 @@ async def queue(kept: UsageLedger, *records: UsageRecord) -> list[asyncio.Task[N
     return tasks
 
 
-async def test_a_record_is_durable_when_record_returns(store: Store, tmp_path: Path) -> None:
+async def test_a_record_is_durable_when_record_returns(store: Store, database_url: str) -> None:
     """Another process reads all of it."""
     await UsageLedger(store).record(ONE)
 
-    with sqlite3.connect(tmp_path / "omai.db") as connection:
-        found = connection.execute("SELECT * FROM usage").fetchall()
-    connection.close()
+    other = await Store.open(database_url)
+    async with other.reading() as connection:
+        found = (await connection.execute(select(usage))).all()
+    await other.close()
     assert [tuple(getattr(ONE, column.name) for column in usage.c)] == found
 
 
@@ -115,18 +118,17 @@ async def test_groups_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_locked_database_delays_records_and_loses_none(
-    store: Store, tmp_path: Path
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are tried again until it is free."""
+    monkeypatch.setattr("omai_ray.store.store.DEADLINE_S", 0.2)
     kept = UsageLedger(store)
-    holder = sqlite3.connect(tmp_path / "omai.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    tasks = await queue(kept, *(numbered(number) for number in range(20)))
-    with pytest.raises(Overloaded):
-        async with store.writing():
-            pass
-    assert 0 == await rows(store)
-    holder.close()
+    async with held(database_url):
+        tasks = await queue(kept, *(numbered(number) for number in range(20)))
+        with pytest.raises(Overloaded):
+            async with store.writing() as connection:
+                await connection.execute(insert(usage).values(**asdict(numbered(99))))
+        assert 0 == await rows(store)
     await asyncio.gather(*tasks)
 
     assert UsageTotals(20, 180, 240, 80) == await kept.totals("acct_1")
@@ -232,3 +234,37 @@ async def test_totals_are_an_accounts_own_since_a_time_for_each_model(store: Sto
         "text-embedding-ada-002": UsageTotals(1, 9, 0, 4),
     } == await kept.totals_by_model("acct_1", since=2000.0)
     assert UsageTotals() == await kept.totals("acct_3")
+
+
+async def test_a_month_has_the_sum_of_its_records(store: Store) -> None:
+    """Each once, in the calendar month that it began in, UTC."""
+    kept, other = UsageLedger(store), UsageLedger(store)
+    november_s = 1_793_491_200.0  # 2026-11-01T00:00:00Z
+    before = [numbered(1, started_at=november_s - 0.001), numbered(2, account_id="acct_2")]
+    within = [numbered(number, started_at=november_s + number) for number in range(3, 60)]
+    await asyncio.gather(*(kept.record(record) for record in before + within + within))
+    await asyncio.gather(*(other.record(record) for record in within))
+
+    assert 21 == await kept.tokens_in_month("acct_1", "2026-10")
+    assert 57 * 21 == await kept.tokens_in_month("acct_1", "2026-11")
+    assert 21 == await kept.tokens_in_month("acct_2", "1970-01")
+    assert 0 == await kept.tokens_in_month("acct_2", "2026-11")
+
+
+async def test_processes_that_add_to_the_same_months_do_not_wait_for_each_other(
+    store: Store, database_url: str
+) -> None:
+    """None gives up in a deadlock, and the sums are whole."""
+    stores = [await Store.open(database_url) for _ in range(3)]
+    kept = [UsageLedger(opened) for opened in stores]
+    records = [
+        numbered(100 * process + number, account_id=f"acct_{(number * 7 + process) % 10}")
+        for process in range(3)
+        for number in range(100)
+    ]
+    await asyncio.gather(*(kept[index % 3].record(record) for index, record in enumerate(records)))
+    sums = [await kept[0].tokens_in_month(f"acct_{number}", "1970-01") for number in range(10)]
+    for opened in stores:
+        await opened.close()
+
+    assert [30 * 21] * 10 == sums

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +8,14 @@ from hypothesis import strategies as st
 
 from omai_ray.quota import buckets
 from omai_ray.quota.buckets import InProcessBuckets
-from omai_ray.quota.protocol import BucketState, Limiter, Limits, Reservation
+from omai_ray.quota.protocol import BucketState, Claim, Limiter, Limits, Reservation
 
 BASIC = Limits(60, 40_000)
 
 
 def ask(name: str, tokens: int, limits: Limits = BASIC, bucket: str = "acct_1") -> Reservation:
     """Return a reservation."""
-    return Reservation(name, bucket, limits, tokens)
+    return Reservation(name, (Claim(bucket, limits),), tokens)
 
 
 def tokens_left(kept: InProcessBuckets, limits: Limits = BASIC) -> int:
@@ -241,7 +240,7 @@ def test_net_use_never_exceeds_capacity_and_refill(
         latest_s = max(latest_s, now[0])
         name = str(number)
         if verb == "reserve":
-            decision = kept.reserve_one(replace(ask(name, units), limits=Limits(None, 100)))
+            decision = kept.reserve_one(ask(name, units, Limits(None, 100)))
             if decision.admitted and name not in reserved:
                 reserved[name] = units
                 net += units

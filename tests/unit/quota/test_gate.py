@@ -8,9 +8,10 @@ import pytest
 from omai_ray.errors import PermissionDenied, RateLimited
 from omai_ray.identity.principal import Principal
 from omai_ray.quota.buckets import InProcessBuckets
+from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.durations import go_duration
 from omai_ray.quota.gate import Gate
-from omai_ray.quota.protocol import Decision, Reservation
+from omai_ray.quota.protocol import Decision, Limiter, Reservation
 from omai_ray.settings import DEFAULT_TIERS
 
 ADA = Principal("acct_1", "ada", "basic", key_id="k1")
@@ -27,7 +28,16 @@ def buckets(clock: Any) -> InProcessBuckets:
 @pytest.fixture
 def gate(buckets: InProcessBuckets) -> Gate:
     """Return a gate of the default tiers."""
-    return Gate(buckets, DEFAULT_TIERS)
+    return gate_of(buckets)
+
+
+def gate_of(limiter: Limiter, spent: int = 0) -> Gate:
+    """Return a gate of the default tiers; so many tokens of every budget are spent."""
+
+    async def spent_in(account_id: str, month: str) -> int:
+        return spent
+
+    return Gate(limiter, DEFAULT_TIERS, MonthlyBudgets(spent_in))
 
 
 async def refusal(gate: Gate, tokens: int, who: Principal = ADA) -> RateLimited:
@@ -122,7 +132,7 @@ async def test_waiting_as_told_is_enough(gate: Gate, clock: Any) -> None:
 
 async def test_an_unlimited_tier_asks_nobody_and_shows_no_headers() -> None:
     """Enterprise works while the limiter does not."""
-    permit = await Gate(Broken(), DEFAULT_TIERS).admit(BIG, "omai-gpt-4", 10**9, "req")
+    permit = await gate_of(Broken()).admit(BIG, "omai-gpt-4", 10**9, "req")
     await permit.settle(5)
 
     assert {} == permit.headers
@@ -195,7 +205,7 @@ async def test_a_settlement_whose_caller_is_cancelled_goes_on(buckets: InProcess
     """A client that leaves in mid-stream is the usual reason to settle."""
     held = Held(buckets)
     held.let.set()
-    permit = await Gate(held, DEFAULT_TIERS).admit(ADA, "m", 40_000, "req")
+    permit = await gate_of(held).admit(ADA, "m", 40_000, "req")
     held.let.clear()
     held.reached.clear()
     task = asyncio.create_task(permit.settle(0))
@@ -206,7 +216,7 @@ async def test_a_settlement_whose_caller_is_cancelled_goes_on(buckets: InProcess
     held.let.set()
     await permit.settle(40_000)
 
-    assert await Gate(buckets, DEFAULT_TIERS).admit(ADA, "m", 40_000, "req")
+    assert await gate_of(buckets).admit(ADA, "m", 40_000, "req")
 
 
 async def test_a_caller_that_leaves_while_reserving_gets_its_tokens_back(
@@ -214,7 +224,7 @@ async def test_a_caller_that_leaves_while_reserving_gets_its_tokens_back(
 ) -> None:
     """Nobody else could return them."""
     held = Held(buckets)
-    task = asyncio.create_task(Gate(held, DEFAULT_TIERS).admit(ADA, "m", 40_000, "req"))
+    task = asyncio.create_task(gate_of(held).admit(ADA, "m", 40_000, "req"))
     await held.reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -222,14 +232,14 @@ async def test_a_caller_that_leaves_while_reserving_gets_its_tokens_back(
     held.let.set()
     await held.settled.wait()
 
-    assert await Gate(buckets, DEFAULT_TIERS).admit(ADA, "m", 40_000, "req")
+    assert await gate_of(buckets).admit(ADA, "m", 40_000, "req")
 
 
 async def test_a_settlement_that_fails_is_logged_and_not_raised(
     buckets: InProcessBuckets, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The response has been sent; its reservation stays spent and refills."""
-    gate = Gate(buckets, DEFAULT_TIERS)
+    gate = gate_of(buckets)
     permit = await gate.admit(ADA, "m", 10, "req-7")
     permit._limiter = Broken()
     await permit.settle(5)

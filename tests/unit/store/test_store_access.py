@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.store import Store, engine
 from omai_ray.store.tables import accounts, usage, users
+from tests.databases import held
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 ACCOUNT = {"id": "acct_1", "name": "ada", "tier": "basic", "status": "active", "created": 1.0}
@@ -55,11 +56,13 @@ async def test_a_transaction_is_kept_whole(store: Store) -> None:
     ("pragma", "expected"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)]
 )
 async def test_sqlite_is_durable_and_checks_references(
-    store: Store, pragma: str, expected: Any
+    url: str, pragma: str, expected: Any
 ) -> None:
     """FULL (2): a committed usage record survives a power failure."""
+    store = await Store.open(url)
     async with store.reading() as connection:
         assert expected == await connection.scalar(text(f"PRAGMA {pragma}"))
+    await store.close()
 
 
 async def test_violated_constraints_reach_the_caller(store: Store) -> None:
@@ -69,18 +72,36 @@ async def test_violated_constraints_reach_the_caller(store: Store) -> None:
             await connection.execute(insert(users).values(**USER))
 
 
-async def test_concurrent_writers_take_turns(store: Store) -> None:
-    """None sees the database locked by another."""
+async def test_concurrent_writers_all_succeed(store: Store) -> None:
+    """None sees the database locked by another, though each has read first."""
 
     async def write(number: int) -> None:
         async with store.writing() as connection:
-            found = (await connection.execute(select(accounts))).all()
-            row = ACCOUNT | {"id": f"acct_{number}", "name": f"n{len(found)}"}
+            await connection.execute(select(accounts))
+            row = ACCOUNT | {"id": f"acct_{number}", "name": f"n{number}"}
             await connection.execute(insert(accounts).values(**row))
 
     await asyncio.gather(*(write(number) for number in range(20)))
 
     assert 20 == await count(store)
+
+
+async def test_a_held_database_is_overloaded_and_free_again(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for another's lock has an end on both; a statement given up keeps none itself."""
+    monkeypatch.setattr("omai_ray.store.store.DEADLINE_S", 0.2)
+
+    async def write() -> None:
+        async with store.writing() as connection:
+            await connection.execute(insert(accounts).values(**ACCOUNT))
+
+    async with held(database_url):
+        with pytest.raises(Overloaded):
+            await write()
+        assert 0 == await count(store)  # readers go on
+    await write()
+    assert 1 == await count(store)
 
 
 async def test_a_locked_database_is_overloaded(

@@ -5,21 +5,27 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from omai_ray.errors import ConfigError, Overloaded
 from omai_ray.store import Store
+from omai_ray.store.engine import create_engine, parse_url
 from omai_ray.store.migrate import MIGRATIONS
-from omai_ray.store.tables import REVISIONS, metadata
+from omai_ray.store.store import schema_of
+from omai_ray.store.tables import REVISIONS, accounts, api_keys, metadata, usage_months
+from tests.databases import Postgres
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 OPEN = """
@@ -33,6 +39,14 @@ print("alembic" in sys.modules)
 """
 
 
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """Open a new SQLite database."""
+    opened = await Store.open(url)
+    yield opened
+    await opened.close()
+
+
 def path_of(url: str) -> Path:
     """Return the file of a URL."""
     return Path(url.partition("///")[2])
@@ -43,15 +57,104 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_migrations_build_exactly_the_tables_of_the_code(store: Store, url: str) -> None:
+async def test_migrations_build_exactly_the_tables_of_the_code(database_url: str) -> None:
     """A table changed without its migration is found here, not in production."""
-    engine = create_engine(f"sqlite:///{path_of(url)}")
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        differences = compare_metadata(context, metadata)
-    engine.dispose()
+
+    def compare(connection: Connection) -> list[Any]:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(
+            compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        )
+
+    engine = create_engine(parse_url(database_url))
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(compare)
+    await engine.dispose()
 
     assert [] == differences
+
+
+async def test_an_older_database_is_upgraded_only_where_that_is_asked_for(
+    old_database: str,
+) -> None:
+    """The error says how; what it holds is kept, and added up."""
+    assert "0001" == await schema_of(old_database)
+    with pytest.raises(ConfigError, match=r"its schema is 0001.* run 'omai-ray db upgrade'"):
+        await Store.open(old_database)
+
+    store = await Store.open(old_database, upgrading=True)
+    async with store.reading() as connection:
+        (account,) = (await connection.execute(select(accounts))).mappings()
+        (key,) = (await connection.execute(select(api_keys))).mappings()
+        months = (await connection.execute(select(usage_months))).all()
+    await store.close()
+
+    assert ("ada", None, None) == (account["name"], account["monthly_tokens"], account["models"])
+    assert ("k1", "member", None) == (key["id"], key["role"], key["models"])
+    assert [("acct_1", "2026-10", 1, 5), ("acct_1", "2026-11", 2, 30)] == sorted(months)
+    assert REVISIONS[-1] == await schema_of(old_database)
+
+
+async def test_an_upgrade_can_be_taken_back(old_database: str) -> None:
+    """Down and up again leaves what the first revision holds."""
+    await (await Store.open(old_database, upgrading=True)).close()
+    await migrated(old_database, "0001", command.downgrade)
+    assert "0001" == await schema_of(old_database)
+    await (await Store.open(old_database, upgrading=True)).close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def old_database(request: pytest.FixtureRequest, url: str) -> AsyncIterator[str]:
+    """Give a database of the first revision, with a row of each kind."""
+    if request.param == "sqlite":
+        path_of(url).parent.mkdir()
+        await migrated(url, "0001", command.upgrade)
+        await fill(url)
+        yield url
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    async with postgres.database(empty=True) as empty:
+        await migrated(empty, "0001", command.upgrade)
+        await fill(empty)
+        yield empty
+
+
+async def migrated(url: str, revision: str, verb: Callable[[Config, str], None]) -> None:
+    """Bring a database to a revision."""
+
+    def run(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        verb(config, revision)
+
+    engine = create_engine(parse_url(url))
+    async with engine.begin() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+async def fill(url: str) -> None:
+    """Insert rows as the first revision has them."""
+    november_s = 1_793_491_200.0  # 2026-11-01T00:00:00Z
+    statements = [
+        "INSERT INTO accounts VALUES ('acct_1', 'ada', 'basic', 'active', 1.0)",
+        "INSERT INTO api_keys VALUES ('k1', 'acct_1', 'n', '1234', 'm', 1, 1.0, NULL, NULL, NULL)",
+        *(
+            f"INSERT INTO usage VALUES ('r{number}', 'acct_1', NULL, 'm', '/', 200, {tokens}, 0, "
+            f"0, {started}, 1, NULL)"
+            for number, tokens, started in (
+                (1, 5, november_s - 1),
+                (2, 10, november_s),
+                (3, 20, november_s + 100),
+            )
+        ),
+    ]
+    engine = create_engine(parse_url(url))
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+    await engine.dispose()
 
 
 def test_the_code_names_every_migration_in_order() -> None:
