@@ -28,6 +28,7 @@ from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas import administration as schemas
 from omai_ray.api.validation import read_body, read_query
 from omai_ray.errors import PermissionDenied
+from omai_ray.identity import checks
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.api_keys import Within
 from omai_ray.identity.authenticator import Authenticator
@@ -150,6 +151,7 @@ class AccountRoutes:
     async def change_password(self, request: Request) -> Response:
         """Answer POST /v1/account/password: every session ends; the caller's begins anew."""
         principal, body = _user(request), await read_body(request, schemas.ChangePassword)
+        checks.check_password(body.new_password, "new_password")
         name, source = principal.user_name or "", source_of(request.scope)
         entry = await self._authenticator.verify_password(name, body.current_password, source)
         user = await self._acting(request).users.update(entry.user.id, password=body.new_password)

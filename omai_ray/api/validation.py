@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -89,10 +90,18 @@ def read_query(request: Request, model: type[Query]) -> Query:
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"The query has '{repeated[:80]}' more than once.", param=repeated)
+    kinds = get_type_hints(model)
+    given = {name: _number(text, kinds.get(name)) for name, text in values.items()}
     try:
-        return model.model_validate(values)
+        return model.model_validate(given)
     except ValidationError as error:
-        raise explain(error, values) from None
+        raise explain(error, given) from None
+
+
+def _number(text: str, kind: Any) -> str | int:
+    """Return what a query's text says where a number is wanted, so that errors can speak of it."""
+    wanted = int in (kind, *get_args(kind))
+    return int(text) if wanted and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

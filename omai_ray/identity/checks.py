@@ -35,13 +35,13 @@ def check_label(label: str) -> str:
     return label
 
 
-def check_password(password: str) -> str:
+def check_password(password: str, field: str = "password") -> str:
     """Return a password that may be used."""
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise InvalidRequest(
-            f"Invalid 'password': expected {MIN_PASSWORD} to {MAX_PASSWORD} characters, "
+            f"Invalid '{field}': expected {MIN_PASSWORD} to {MAX_PASSWORD} characters, "
             f"got {len(password)}.",
-            param="password",
+            param=field,
         )
     return password
 
@@ -101,5 +101,5 @@ def check_models(models: Collection[str] | None, served: Collection[str]) -> tup
 def check_expiry(expires: float | None, now_s: float) -> float | None:
     """Return an expiry in seconds since the epoch, None for never."""
     if expires is not None and not now_s < expires < float("inf"):
-        raise InvalidRequest("Invalid 'expires': it must lie in the future.", param="expires")
+        raise InvalidRequest("Invalid 'expires_at': it must lie in the future.", param="expires_at")
     return expires
