@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer
 
 LEDGER_CLOSE_S = 2.0
+_log = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -44,6 +46,9 @@ class Ingress:
         registry = await Registry.open(settings)
         authenticator = Authenticator(registry, settings.sessions)
         ledger = UsageLedger(registry.store)
+        administration = Administration(registry)
+        if not await administration.users.has_administrator():
+            _log.warning("there is no administrator: see 'omai-ray users create --role admin'")
 
         async def close() -> None:
             try:
@@ -61,7 +66,7 @@ class Ingress:
             ),
             ledger=ledger,
             authenticator=authenticator,
-            administration=Administration(registry),
+            administration=administration,
             tiers=settings.tiers,
             sessions=settings.sessions,
             max_body_bytes=settings.ingress.max_body_bytes,

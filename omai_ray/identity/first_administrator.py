@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from omai_ray.errors import InvalidRequest
+from omai_ray.identity import checks
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.keys import random_text
 from omai_ray.identity.registry import Registry
@@ -31,6 +32,7 @@ async def _make(settings: Settings) -> str | None:
             return None
         given = settings.admin_password
         password = given.get_secret_value() if given else random_text(_PASSWORD_LENGTH)
+        checks.check_password(password, "admin_password")
         tier = "enterprise" if "enterprise" in settings.tiers else list(settings.tiers)[-1]
         try:
             await users.create(NAME, password, tier=tier, role="admin")

@@ -2,24 +2,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy import event, select
 
 from omai_ray.errors import (
+    NotFound,
     OMAiError,
     Overloaded,
     PermissionDenied,
     RateLimited,
     Unauthorized,
 )
+from omai_ray.identity.actor import Actor
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.keys import compute_mac, generate
 from omai_ray.identity.passwords import Passwords
-from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.peppers import Peppers, add_version
 from omai_ray.identity.principal import Principal
+from omai_ray.identity.registry import Registry
 from omai_ray.store import Store
 from omai_ray.store.store import overloaded
 from omai_ray.store.tables import api_keys
@@ -501,3 +509,161 @@ async def test_sessions_are_stored_hashed_and_removed_when_over(
     await authenticator.login([header], None, HERE)
     async with store.reading() as connection:
         assert 1 == len((await connection.execute(select(sessions))).all())
+
+
+async def test_a_session_tells_where_it_came_from(
+    authenticator: Authenticator, admin: Administration, key: str
+) -> None:
+    """And what by: cut short, and printable."""
+    agent = (b"user-agent", b"curl/8\n" + b"x" * 500)
+    await authenticator.login([basic("ada", "correct horse"), agent], None, HERE)
+    user = await admin.users.get("ada")
+    (session,) = await authenticator.sessions.list(user.id)
+
+    assert (HERE, "curl/8" + "x" * 193) == (session.source, session.user_agent)
+
+
+async def test_logins_and_logouts_are_audited(
+    authenticator: Authenticator, admin: Administration, key: str
+) -> None:
+    """Also those that fail, of a user or of nobody; a typed name may be a password, and is not."""
+    user = await admin.users.get("ada")
+    _, value = await authenticator.login([basic("ada", "correct horse")], None, HERE)
+    await authenticator.logout([cookie(value)], HERE)
+    await failure(authenticator, basic("ada", "wrong horse"))
+    await failure(authenticator, basic("hunter2", "ada"))
+    await admin.audit.close()
+    entries = (await admin.audit.list()).items[:4]
+
+    assert {
+        ("session.login", user.id, user.id, "success"),
+        ("session.logout", user.id, user.id, "success"),
+        ("session.login", "anonymous", user.id, "failure"),
+        ("session.login", "anonymous", None, "failure"),
+    } == {(entry.action, entry.actor, entry.target, entry.outcome) for entry in entries}
+    assert {HERE} == {entry.source for entry in entries}
+    assert "hunter2" not in str(entries)
+
+
+async def test_sessions_are_revoked_by_their_ids(
+    authenticator: Authenticator, admin: Administration, key: str, clock: Any
+) -> None:
+    """One's own only; ending all can spare the current one; what is over is not listed."""
+    header = basic("ada", "correct horse")
+    logins = []
+    for _ in range(3):
+        logins.append(await authenticator.login([header], None, HERE))
+        clock.now_s += 1
+    user = await admin.users.get("ada")
+    ids = [principal.session_id for principal, _ in logins]
+    assert ids[::-1] == [session.id for session in await authenticator.sessions.list(user.id)]
+
+    actor = Actor("user_root")
+    for session_id, owner in ((ids[0], "user_2"), ("nosuch", user.id)):
+        with pytest.raises(NotFound):
+            await authenticator.revoke_session(str(session_id), owner, actor)
+    await authenticator.revoke_session(str(ids[0]), user.id, actor)
+    assert 1 == await authenticator.revoke_sessions(user.id, actor, kept=ids[2])
+    for (_, value), lives in zip(logins, (False, False, True), strict=True):
+        if lives:
+            assert await authenticator.authenticate([cookie(value)], HERE)
+        else:
+            assert isinstance(await failure(authenticator, cookie(value)), Unauthorized)
+    clock.now_s += 8 * 3600
+    assert [] == await authenticator.sessions.list(user.id)
+
+
+async def test_failures_are_counted_on_every_replica(
+    registry: Registry, authenticator: Authenticator, key: str, clock: Any, hashed: list[bool]
+) -> None:
+    """Ten in a minute altogether, whichever replica they reach; from elsewhere the user gets in."""
+    other = Authenticator(registry, monotonic=clock)
+    for number in range(12):
+        guesser = (authenticator, other)[number % 2]
+        error = await failure(guesser, basic("ada", f"guess {number}"))
+        expected = Unauthorized if number < 10 else RateLimited
+        assert isinstance(error, expected)
+        clock.now_s += 1.0
+    assert 10 == len(hashed)
+    assert "49" == error.headers["Retry-After"]
+    assert await other.authenticate([basic("ada", "correct horse")], "5.6.7.8")
+    clock.now_s += 48.0
+    assert await other.authenticate([basic("ada", "correct horse")], HERE)
+    await other.close()
+
+
+async def test_a_hash_with_old_parameters_is_made_anew_at_login(
+    registry: Registry, admin: Administration, authenticator: Authenticator, key: str, clock: Any
+) -> None:
+    """The password works on, with the parameters of today."""
+    stronger = Passwords(PasswordHasher(time_cost=2, memory_cost=16, parallelism=1))
+    other = Authenticator(replace(registry, passwords=stronger), monotonic=clock)
+    before = (await admin.users.get("ada")).password_hash
+    await other.authenticate([basic("ada", "correct horse")], HERE)
+    after = (await admin.users.get("ada")).password_hash
+
+    assert ("m=8,t=1", "m=16,t=2") == (before.split("$")[3][:7], after.split("$")[3][:8])
+    assert await other.authenticate([basic("ada", "correct horse")], HERE)
+    assert after == (await admin.users.get("ada")).password_hash
+    await other.close()
+    stronger.close()
+
+
+async def test_keys_move_to_a_new_pepper_when_they_are_used(
+    registry: Registry, admin: Administration, key: str, clock: Any, tmp_path: Path
+) -> None:
+    """Replicas learn of the new one by the keys that are made with it; then the old one may go."""
+    path = tmp_path / "pepper"
+    path.write_text(f"1 {(b'p' * 32).hex()}\n")
+    running = Authenticator(replace(registry, peppers=Peppers.load(path)), monotonic=clock)
+    await running.authenticate([bearer(key)], HERE)
+    assert 2 == add_version(path)
+    newer = Administration(replace(registry, peppers=Peppers.load(path)))
+    record, made = await newer.keys.create("ada")
+    assert 2 == record.pepper_version
+    assert record.id == (await running.authenticate([bearer(made)], HERE)).key_id
+
+    await running.authenticate([bearer(key)], HERE)
+    await asyncio.gather(*running._renewals.values())
+    assert {2} == {item.pepper_version for item in (await admin.keys.list()).items}
+    path.write_text(path.read_text().splitlines()[1])
+    restarted = Authenticator(replace(registry, peppers=Peppers.load(path)), monotonic=clock)
+    for text in (key, made):
+        assert await restarted.authenticate([bearer(text)], HERE)
+    await running.close()
+    await restarted.close()
+
+
+async def test_a_key_whose_pepper_is_gone_is_incorrect(
+    registry: Registry, key: str, clock: Any
+) -> None:
+    """It fails closed."""
+    other = Authenticator(replace(registry, peppers=Peppers({2: b"q" * 32})), monotonic=clock)
+    assert "Incorrect" in (await failure(other, bearer(key))).message
+    await other.close()
+
+
+async def test_a_silent_database_is_answered_for_within_a_quarter_of_a_second(
+    registry: Registry, key: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that swallows packets: known keys pass, others are told to come back."""
+    monkeypatch.setattr(Store, "patience_s", 0.02)
+    monkeypatch.setattr("omai_ray.identity.lookups.PATIENCE_S", 0.02)
+    other = Authenticator(registry, monotonic=clock)
+    assert await other.authenticate([bearer(key)], HERE)
+    silent = asyncio.Event()
+
+    @asynccontextmanager
+    async def swallowed(_: Store) -> AsyncIterator[Any]:
+        await silent.wait()
+        yield None
+
+    monkeypatch.setattr(Store, "reading", swallowed)
+    clock.now_s += 6.0
+    assert await other.authenticate([bearer(key)], HERE)
+    _, unknown = generate()
+    for header in (bearer(unknown), cookie("x" * 43)):
+        error = await failure(other, header)
+        assert isinstance(error, Overloaded)
+        assert "1" == error.headers["Retry-After"]
+    await other.close()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from omai_ray.errors import ConfigError
-from omai_ray.identity.peppers import Peppers
+from omai_ray.identity.peppers import Peppers, add_version
+from omai_ray.store import Store
 
 
 def test_a_new_pepper_is_its_owners_alone_and_stays(tmp_path: Path) -> None:
@@ -57,3 +58,29 @@ def test_an_unreadable_place_is_a_configuration_error(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="file"):
         Peppers.load(tmp_path / "file" / "pepper")
+
+
+def test_a_new_version_leaves_the_old_ones(tmp_path: Path) -> None:
+    """The file stays its owner's alone, and no draft is left behind."""
+    path = tmp_path / "pepper"
+    first = Peppers.load(path)
+    assert 2 == add_version(path)
+    second = Peppers.load(path)
+
+    assert (first.current, 2) == (second.get(1), second.version)
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    assert ["pepper"] == [entry.name for entry in tmp_path.iterdir()]
+    first.reload()
+    assert second.current == first.current
+
+
+async def test_another_databases_pepper_is_refused(tmp_path: Path, store: Store) -> None:
+    """A node that made up a new one would find every key wrong, and say nothing."""
+    ours, theirs = Peppers.load(tmp_path / "ours"), Peppers.load(tmp_path / "theirs")
+    for _ in range(2):
+        await ours.check(store)
+    with pytest.raises(ConfigError, match=r"theirs: version 1 is not the pepper .* pepper_file"):
+        await theirs.check(store)
+    add_version(tmp_path / "ours")
+    ours.reload()
+    await ours.check(store)

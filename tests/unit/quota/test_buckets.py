@@ -248,3 +248,38 @@ def test_net_use_never_exceeds_capacity_and_refill(
             kept.settle_one(name, min(units, reserved[name]))
             net -= reserved[name] - min(units, reserved.pop(name))
         assert 0 <= net <= 100 + (latest_s - 100.0) * 100 / 60 + 1e-6
+
+
+def test_a_request_is_charged_to_all_its_claims_or_to_none(clock: Any) -> None:
+    """A key's own limit and its account's: the tighter one refuses, and is shown."""
+    kept = InProcessBuckets(clock)
+    account, key = Claim("acct_1", BASIC), Claim("acct_1/k1", Limits(2, 1_000))
+
+    def both(name: str, tokens: int) -> Reservation:
+        return Reservation(name, (account, key), tokens)
+
+    admitted = kept.reserve_one(both("a", 900))
+    assert (BucketState(2, 1, 30.0), BucketState(1_000, 100, 54.0)) == (
+        admitted.requests,
+        admitted.tokens,
+    )
+    refused = kept.reserve_one(both("b", 200))
+    assert ("tokens", 6.0, BucketState(1_000, 100, 54.0)) == (
+        refused.limited,
+        refused.retry_after_s,
+        refused.tokens,
+    )
+    assert 39_100 == tokens_left(kept)
+    kept.settle_one("a", 100)
+    assert 39_900 == tokens_left(kept)
+    assert kept.reserve_one(both("c", 200)).admitted
+
+
+def test_what_no_claim_can_hold_is_never_admitted(clock: Any) -> None:
+    """Whichever of them is too small; the wait of another does not hide it."""
+    kept = InProcessBuckets(clock)
+    claims = (Claim("acct_1", Limits(1, None)), Claim("acct_1/k1", Limits(None, 1_000)))
+    assert kept.reserve_one(Reservation("a", claims, 10)).admitted
+    refused = kept.reserve_one(Reservation("b", claims, 2_000))
+
+    assert ("tokens", None) == (refused.limited, refused.retry_after_s)
