@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
+from omai_ray.api.app import create_app
 from omai_ray.identity import keys
+from omai_ray.settings import SessionSettings
 from tests.api.conftest import EMBEDDING, Api, bearer
 from tests.api.shapes import check_error
 
@@ -228,3 +232,113 @@ async def test_two_authorization_headers_are_refused(api: Api) -> None:
     headers = [("Authorization", f"Bearer {key}"), ("Authorization", "Bearer x")]
     response = await api.client.get("/v1/models", headers=headers)
     assert response.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("AUTHORIZATION", "bearer {key}")],
+        [("authorization", "  BEARER   {key}  ")],
+        [("Authorization", "Bearer {key}"), ("X-Authorization", "Bearer other")],
+        [("Authorization", "Bearer {key}"), ("Cookie", "omai_session=short; other=1")],
+    ],
+)
+async def test_a_key_is_found_however_its_header_is_written(
+    api: Api, headers: list[tuple[str, str]]
+) -> None:
+    """Case and spaces do not matter; what is none of ours is ignored."""
+    _, key = await api.key()
+    sent = [(name, value.format(key=key)) for name, value in headers]
+    assert (await api.client.get("/v1/models", headers=sent)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Authorization", "Bearer {key}"), ("authorization", "Bearer {key}")],
+        [("Authorization", "Bearer {key}, Bearer {key}")],
+        [("Authorization", "Bearer {key} x")],
+        [("Authorization", "Bearer\t{key}")],
+        [("Authorization", "Bearer {key}\u00e9")],
+        [("Authorization", "Bearer " + "a" * 65_536)],
+        [("Authorization", "Basic " + "a" * 65_536)],
+        [("Cookie", "omai_session=" + "a" * 65_536)],
+        [("Authorization", "Bearer {key}"), ("Cookie", "x=" + "a" * 65_536)],
+    ],
+)
+async def test_smuggled_credentials_are_refused(api: Api, headers: list[tuple[str, str]]) -> None:
+    """Doubled, joined, decorated or endless ones; nothing of them is repeated."""
+    _, key = await api.key()
+    sent = [(name.encode(), value.format(key=key).encode("latin-1")) for name, value in headers]
+    response = await api.client.get("/v1/models", headers=sent)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert key not in response.text
+    assert len(response.content) < 1000
+
+
+@pytest.mark.usefixtures("alice")
+async def test_tampered_and_foreign_cookies_open_nothing(api: Api) -> None:
+    """One changed character, another service's, two at once: only a real one counts."""
+    await api.client.post("/v1/auth/login", auth=ALICE)
+    value = api.client.cookies["omai_session"]
+    api.client.cookies.clear()
+    changed = ("A" if value[0] != "A" else "B") + value[1:]
+    for cookie, status in (
+        (f"omai_session={value}", 200),
+        (f"omai_session={changed}", 401),
+        (f"omai_session={value}x", 401),
+        (f"session={value}", 401),
+        (f"OMAI_SESSION={value}", 401),
+        ("omai_session=", 401),
+        (f'omai_session="{value}"', 401),
+    ):
+        response = await api.client.get("/v1/models", headers={"Cookie": cookie})
+        assert status == response.status_code, cookie.replace(value, "...")
+
+
+@pytest.mark.parametrize(
+    ("settings", "proxies", "headers", "secure"),
+    [
+        (SessionSettings(), (), {}, False),
+        (SessionSettings(), (), {"X-Forwarded-Proto": "https"}, False),
+        (SessionSettings(), ("127.0.0.1",), {"X-Forwarded-Proto": "https"}, True),
+        (SessionSettings(), ("127.0.0.1",), {"X-Forwarded-Proto": "http"}, False),
+        (SessionSettings(secure="always"), (), {}, True),
+    ],
+)
+@pytest.mark.usefixtures("alice")
+async def test_the_cookie_is_secure_where_the_login_came_by_tls(
+    api: Api,
+    settings: SessionSettings,
+    proxies: tuple[str, ...],
+    headers: dict[str, str],
+    secure: bool,
+) -> None:
+    """Only a trusted proxy is believed to say so; a setting does without."""
+    services = replace(api.services, sessions=settings, trusted_proxies=proxies)
+    transport = httpx.ASGITransport(app=create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post("/v1/auth/login", auth=ALICE, headers=headers)
+    assert response.status_code == 200
+    assert secure == ("Secure" in response.headers["set-cookie"].split("; "))
+
+
+@pytest.mark.usefixtures("alice")
+async def test_named_origins_may_write_by_cookie(api: Api) -> None:
+    """A console of one's own, or the server's own name where a proxy in front replaces it."""
+    sessions = SessionSettings(origins=("https://console.example",))
+    transport = httpx.ASGITransport(app=create_app(replace(api.services, sessions=sessions)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for origin, status in (
+            ("https://console.example", 200),
+            ("http://console.example", 403),
+            ("https://console.example.evil.example", 403),
+            ("http://test", 200),
+        ):
+            login = await client.post("/v1/auth/login", auth=ALICE, headers={"Origin": origin})
+            assert status == login.status_code
+        response = await client.post(
+            "/v1/embeddings", json=BODY, headers={"Origin": "https://console.example"}
+        )
+    assert response.status_code == 200
