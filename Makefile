@@ -38,7 +38,7 @@ lint: $(FOR_TESTS)
 types: $(FOR_TESTS)
 	$(VENV)/bin/mypy
 
-bench-setup: .venv-bench/peers/.installed .venv-bench/infinity/.installed
+bench-setup: $(patsubst %,.venv-bench/%/.installed,peers infinity litellm)
 
 .venv-bench/%/.installed: benchmarks/requirements/%.txt
 	$(PYTHON) -m venv .venv-bench/$*

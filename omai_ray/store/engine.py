@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ CONNECT_S = 2.0
 """How long PostgreSQL may take to accept a connection."""
 
 WRITE_OPTION = "omai_write"
+# Its debug lines have statements' parameters: names that were typed, and hashes.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 

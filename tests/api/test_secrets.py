@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from omai_ray.identity import keys
+from omai_ray.store import Store
+from omai_ray.store.store import overloaded
 from omai_ray.telemetry.logs import configure_logs
 from tests.api.conftest import Api, Exchange, bearer, chat_body
 
@@ -100,6 +102,47 @@ async def test_no_log_has_a_prompt_a_key_a_password_or_an_exceptions_text(
     for secret in (CANARY, key, other, session):
         parsed = keys.parse(secret)
         assert (parsed.secret if parsed else secret) not in text
+
+
+async def test_administration_logs_no_secret(
+    api: Api, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passwords and keys, made, changed and refused; also where the audit log is away."""
+    await api.admin.users.create("root", f"{CANARY} root", tier="enterprise", role="admin")
+    root = httpx.BasicAuth("root", f"{CANARY} root")
+    post = api.client.post
+    made = []
+    for path, body in (
+        ("admin/users", {"name": "ann", "password": f"{CANARY} ann", "tier": "basic"}),
+        ("admin/users", {"name": "ann", "password": f"{CANARY} ann", "tier": "basic"}),
+        ("admin/users", {"name": "bob", "password": f"{CANARY} bob", "tier": CANARY}),
+        ("admin/users/ann", {"password": f"{CANARY} new"}),
+        ("admin/users/ann", {"password": CANARY * 200}),
+        ("admin/keys", {"account": "ann"}),
+        ("account/keys", {}),
+        ("account/password", {"current_password": CANARY, "new_password": f"{CANARY} x"}),
+        ("account/password", {"current_password": f"{CANARY} root", "new_password": CANARY * 5}),
+    ):
+        answer = (await post(f"/v1/{path}", auth=root, json=body)).json()
+        made += [answer["value"]] if "value" in answer else []
+    assert len(made) == 2
+    for value in made:
+        await api.client.get(f"/v1/admin/keys/{value}", auth=root)
+        await api.client.delete(f"/v1/account/keys/{value}", auth=httpx.BasicAuth("ann", CANARY))
+
+    def away(*_: Any) -> Any:
+        raise overloaded()
+
+    await api.services.administration.audit.close()
+    monkeypatch.setattr(Store, "writing", away)
+    await post("/v1/auth/login", auth=httpx.BasicAuth("ann", f"{CANARY} guess"))
+    await post("/v1/auth/login", auth=httpx.BasicAuth(CANARY, "ann"))
+    await api.client.get("/v1/admin/accounts", headers=bearer(made[0]))
+    await api.services.administration.audit.close()
+    text = read(log)
+    assert "not in the audit log" in text
+    assert CANARY not in text
+    assert not any(value.split("_")[1] in text for value in made)
 
 
 async def test_the_access_log_is_one_object_a_line_with_the_requests_facts(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
@@ -69,3 +71,12 @@ async def test_hashing_is_bounded_and_off_the_event_loop(monkeypatch: pytest.Mon
 
     assert held.most <= 2
     assert str(threading.get_ident()) not in threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority is a thread's on Linux alone")
+async def test_hashing_gives_way_to_everything_else(passwords: Passwords) -> None:
+    """Its threads have a low priority; the event loop's keeps its own."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    priority = await passwords._run(lambda: os.getpriority(os.PRIO_PROCESS, 0))
+
+    assert (10, before) == (priority, os.getpriority(os.PRIO_PROCESS, 0))
