@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from omai_ray.api.app import create_app
 from omai_ray.identity import keys
 from omai_ray.settings import SessionSettings
+from omai_ray.store import Store
+from omai_ray.store.store import overloaded
 from tests.api.conftest import EMBEDDING, Api, bearer
 from tests.api.shapes import check_error
 
@@ -342,3 +347,30 @@ async def test_named_origins_may_write_by_cookie(api: Api) -> None:
             "/v1/embeddings", json=BODY, headers={"Origin": "https://console.example"}
         )
     assert response.status_code == 200
+
+
+async def test_a_locked_database_refuses_only_those_it_does_not_know(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known keys are served, others told to come back; usage is whole once it is free again."""
+    monkeypatch.setattr("omai_ray.store.engine.BUSY_S", 0.01)
+    account, known = await api.key()
+    _, unknown = await api.key()
+    assert (await api.embed(bearer(known))).status_code == 200
+    holder = sqlite3.connect(tmp_path / "omai.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    waiting = [asyncio.create_task(api.embed(bearer(known))) for _ in range(5)]
+    assert (await api.client.get("/v1/models", headers=bearer(known))).status_code == 200
+    with monkeypatch.context() as away:
+
+        def overload(*_: object) -> object:
+            raise overloaded()
+
+        away.setattr(Store, "reading", overload)
+        refused = await api.client.get("/v1/models", headers=bearer(unknown))
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    check_error(refused.json(), type="server_error", code="server_is_overloaded", param=None)
+    holder.rollback()
+    holder.close()
+    assert {200} == {response.status_code for response in await asyncio.gather(*waiting)}
+    assert (await api.ledger.totals(account)).requests == 6

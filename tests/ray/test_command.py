@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -27,15 +28,17 @@ STOP_S = 15.0
 def serving(state_dir: Path, models: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
     """Start a server on a free port; kill it at the end where it still runs."""
     chat, embedding = models
-    process = subprocess.Popen(
-        [
-            *(COMMAND, "serve", "--port", str(free_port()), "--state-dir", str(state_dir)),
-            *("--chat-model", str(chat), "--embedding-model", str(embedding)),
-            *("--alias", "gpt-4o-mini=omai-gpt-4", "--no-dashboard"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with told(state_dir).open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                *(COMMAND, "serve", "--port", str(free_port()), "--state-dir", str(state_dir)),
+                *("--chat-model", str(chat), "--embedding-model", str(embedding)),
+                *("--alias", "gpt-4o-mini=omai-gpt-4", "--no-dashboard"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     watchdog = threading.Timer(START_S, process.kill)
     watchdog.start()
     try:
@@ -46,6 +49,20 @@ def serving(state_dir: Path, models: tuple[Path, Path]) -> Iterator[subprocess.P
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def told(state_dir: Path) -> Path:
+    """Return where a server's stderr goes."""
+    return state_dir.with_suffix(".stderr")
+
+
+def administers(url: str, state_dir: Path) -> bool:
+    """Whether the administrator that one server's first start told of may use another."""
+    lines = told(state_dir).read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("administrator: ")]
+    name, password = re.findall(r": (\w+)", line)
+    answer = httpx.get(f"{url}/v1/admin/audit", auth=(name, password), timeout=30)
+    return answer.status_code == 200
 
 
 def address(process: subprocess.Popen[str]) -> str:
@@ -91,6 +108,7 @@ def test_two_servers_run_side_by_side_and_end_at_sigint(
         urls = [address(first), address(second)]
         keys = [create_key(one), create_key(two)]
         assert [[status(url, key) for key in keys] for url in urls] == [[200, 401], [401, 200]]
+        assert [administers(url, one) for url in urls] == [True, False]
         assert embed(tmp_path, one, tiny_models[1]) == ["hello", "world"]
         cluster = json.loads((one / "cluster.json").read_text())
         assert Path(cluster["token_file"]).stat().st_mode & 0o777 == 0o600
