@@ -167,9 +167,6 @@ class QuotaExceeded(OMAiError):
     type = "insufficient_quota"
     default_code = "insufficient_quota"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"x-should-retry": "false"})
-
 
 class ServerError(OMAiError):
     """An unexpected failure: the cause is in the log under the request id."""

@@ -50,7 +50,8 @@ class MonthlyBudgets:
         if used + tokens > budget:
             raise QuotaExceeded(
                 f"You exceeded your monthly budget: Limit {budget} tokens, Used {used}, "
-                f"Requested {tokens}. It begins anew with the next month (UTC)."
+                f"Requested {tokens}. It begins anew with the next month (UTC).",
+                headers={"x-should-retry": "false"},
             )
 
     def add(self, principal: Principal, tokens: int) -> None:
