@@ -9,8 +9,11 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from omai_ray.catalog import ModelSpec
@@ -90,21 +93,18 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """
     from pipelines.progress import ShowProgress
 
+    interrupted = _note_interrupts()
     try:
         job = _job(args, settings, join_ray(args.address))
         with ShowProgress() as progress:
             report = embed_corpus(job, progress)
-    except OMAiError as error:
-        sys.stderr.write(f"omai-ray: {error.message}\n")
+    except (OMAiError, OSError, KeyboardInterrupt) as error:
+        if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+            how = "without --overwrite " if args.overwrite else ""
+            sys.stderr.write(f"interrupted: the same command {how}resumes where this one stopped\n")
+            return INTERRUPTED
+        sys.stderr.write(f"omai-ray: {_worded(error)}\n")
         return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"omai-ray: {where}{error.strerror or error}\n")
-        return 1
-    except KeyboardInterrupt:
-        how = "without --overwrite " if args.overwrite else ""
-        sys.stderr.write(f"interrupted: the same command {how}resumes where this one stopped\n")
-        return INTERRUPTED
     sys.stdout.write((report.to_json() if args.json else report.to_text()) + "\n")
     if not report.ok:
         sys.stderr.write(
@@ -112,6 +112,26 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             f"--max-dead {report.max_dead:g}; the reasons are in {job.output / '_dead_letters'}\n"
         )
     return 0 if report.ok else 1
+
+
+def _note_interrupts() -> threading.Event:
+    """Return what is set by Ctrl-C: within Ray its exception may come out as another."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+    return interrupted
+
+
+def _worded(error: OMAiError | OSError) -> str:
+    if isinstance(error, OMAiError):
+        return error.message
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def join_ray(address: str | None) -> str | None:

@@ -15,8 +15,11 @@ def quiet_ray_start() -> Iterator[None]:
     """Start Ray within: its C++ side then prints nothing below a fatal error, ever.
 
     Setting that level prints a line too, so what reaches the stderr descriptor meanwhile is
-    dropped. Python's exceptions still say what went wrong.
+    dropped. Python's exceptions still say what went wrong. Its Python side prints what the cluster
+    reports of other processes on stdout, where a report in JSON may be: that is turned off.
     """
+    from ray._private import worker
+
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     kept = os.dup(STDERR)
@@ -24,6 +27,7 @@ def quiet_ray_start() -> Iterator[None]:
     try:
         os.dup2(nowhere, STDERR)
         yield
+        worker._worker_logs_enabled = False
     finally:
         os.dup2(kept, STDERR)
         os.close(nowhere)
