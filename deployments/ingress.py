@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
-from deployments.limiter import RayLimiter, limiter_actor
+from deployments.limiter import open_limiter
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
 from omai_ray.catalog import ModelSpec, locate
@@ -46,6 +46,7 @@ class Ingress:
         registry = await Registry.open(settings)
         authenticator = Authenticator(registry, settings.sessions)
         ledger = UsageLedger(registry.store)
+        limiter = open_limiter(settings.limiter, settings.ingress.replicas)
         administration = Administration(registry)
         if not await administration.users.has_administrator():
             _log.warning("there is no administrator: see 'omai-ray users create --role admin'")
@@ -54,15 +55,16 @@ class Ingress:
             try:
                 await ledger.close(timeout_s=LEDGER_CLOSE_S)
                 await authenticator.close()
+                await limiter.close()
             finally:
                 await registry.close()
 
         services = Services(
             models=await asyncio.to_thread(serve_models, settings, self._handles),
             gate=Gate(
-                RayLimiter(limiter_actor()),
+                limiter,
                 settings.tiers,
-                MonthlyBudgets(ledger.tokens_in_month),
+                MonthlyBudgets(ledger.tokens_in_month, answer_s=registry.store.patience_s),
             ),
             ledger=ledger,
             authenticator=authenticator,

@@ -1,126 +1,111 @@
-"""The buckets that all ingress replicas share: one detached actor, asked in batches.
-
-While a call is in flight, what arrives waits and goes out with the next one: a round trip is paid
-once for many requests.
-"""
+"""The buckets that all ingress replicas share: detached actors, or Redis, asked in batches."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
 from typing import Any
 
 import ray
+from ray.experimental import internal_kv
 
-from omai_ray.errors import Overloaded
 from omai_ray.quota.buckets import InProcessBuckets
-from omai_ray.quota.protocol import Decision, Reservation
+from omai_ray.quota.coalescing import CoalescingLimiter, ShardedLimiter
+from omai_ray.quota.protocol import Authority, Batch, Decision
+from omai_ray.quota.redis_authority import RedisAuthority
+from omai_ray.settings import LimiterSettings
 
-ACTOR_NAME = "omai-limiter"
 NAMESPACE = "omai"
-DEADLINE_S = 5.0
-MAX_WAITING = 10_000
-
-Settlement = tuple[str, int]
+_SNAPSHOT_SHARE = 0.05
 
 _log = logging.getLogger(__name__)
 
 
+def actor_name(shard: int) -> str:
+    """Return the name of the actor that keeps a shard."""
+    return f"omai-limiter-{shard}"
+
+
 class LimiterActor:
-    """Keeps the buckets. Its loss is a minute of quota; Ray starts it again, empty."""
+    """Keeps a shard's buckets. Ray starts it again where it dies; it goes on from its snapshot.
 
-    def __init__(self) -> None:
-        self._buckets = InProcessBuckets()
+    Snapshots lie in the cluster's own key-value store, so that they outlive the node. They are
+    taken every snapshot_s, or less often where they would take more than a twentieth of the time.
+    """
 
-    async def call(
-        self, reservations: Sequence[Reservation], settlements: Sequence[Settlement]
-    ) -> list[Decision]:
-        """Settle, then decide, in the order given."""
-        self._buckets.settle_many(settlements)
-        return self._buckets.reserve_many(reservations)
+    def __init__(self, name: str, snapshot_s: float) -> None:
+        self._key = f"{name}-snapshot".encode()
+        self._snapshot_s = snapshot_s
+        self._buckets = InProcessBuckets(time.time)  # outlives this process, and its node
+        kept = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE.encode())
+        if kept is not None:
+            self._buckets.restore(kept)
+        self._calls = 0
+        self._snapshots: asyncio.Task[None] | None = None
+
+    async def call(self, batch: Batch) -> list[Decision]:
+        """Charge, settle and decide, each in the order given."""
+        self._calls += 1
+        if self._snapshots is None:
+            self._snapshots = asyncio.create_task(self._keep_snapshots())
+        return await self._buckets.call(batch)
+
+    async def _keep_snapshots(self) -> None:
+        seen = 0
+        pause_s = 0.0
+        while True:
+            await asyncio.sleep(max(self._snapshot_s, pause_s))
+            if self._calls == seen:
+                continue
+            seen = self._calls
+            begun_s = time.perf_counter()
+            try:
+                snapshot = self._buckets.snapshot()
+                await asyncio.to_thread(_put, self._key, snapshot)
+            except Exception as error:
+                _log.warning("the limiter's snapshot was not written: %r", error)
+            pause_s = (time.perf_counter() - begun_s) / _SNAPSHOT_SHARE
 
 
-def limiter_actor() -> Any:
-    """Return the cluster's limiter, started if it is not there."""
-    handle: Any = (
-        ray.remote(LimiterActor)
-        .options(
-            name=ACTOR_NAME,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=3,
+def _put(key: bytes, value: bytes) -> None:
+    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE.encode())
+
+
+class ActorAuthority:
+    """Keeps the Authority protocol over an actor of the cluster, started if it is not there."""
+
+    def __init__(self, shard: int, snapshot_s: float) -> None:
+        name = actor_name(shard)
+        self._actor: Any = (
+            ray.remote(LimiterActor)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=0,
+            )
+            .remote(name, snapshot_s)
         )
-        .remote()
+
+    async def call(self, batch: Batch) -> list[Decision]:
+        """Ask the actor. Raises RayError where it is away."""
+        decisions: list[Decision] = await self._actor.call.remote(batch)
+        return decisions
+
+
+def open_limiter(settings: LimiterSettings, replicas: int) -> ShardedLimiter:
+    """Return the limiter of an ingress replica, of which there are so many. Raises ConfigError."""
+    authorities: list[Authority]
+    if settings.backend == "redis":
+        authorities = [RedisAuthority(settings.redis_url or "")]
+    else:
+        shards = range(settings.shards)
+        authorities = [ActorAuthority(shard, settings.snapshot_s) for shard in shards]
+    deadline_s = settings.deadline_ms / 1000
+    return ShardedLimiter(
+        [CoalescingLimiter(a, replicas, deadline_s=deadline_s) for a in authorities]
     )
-    return handle
-
-
-class RayLimiter:
-    """Implements Limiter over the shared actor. Raises Overloaded where it does not answer."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-        self._reservations: list[tuple[Reservation, asyncio.Future[Decision]]] = []
-        self._settlements: list[Settlement] = []
-        self._settled: list[asyncio.Future[None]] = []
-        self._sending: asyncio.Task[None] | None = None
-
-    async def reserve(self, reservation: Reservation) -> Decision:
-        """Take a request and its tokens from the bucket, both or neither."""
-        if len(self._reservations) >= MAX_WAITING:
-            raise _away()
-        decided: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._reservations.append((reservation, decided))
-        self._send()
-        return await decided
-
-    async def settle(self, reservation_id: str, used_tokens: int) -> None:
-        """Return what was reserved and not used, or take what was used beyond it."""
-        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._settlements.append((reservation_id, used_tokens))
-        self._settled.append(settled)
-        self._send()
-        await settled
-
-    def _send(self) -> None:
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all())
-
-    async def _send_all(self) -> None:
-        try:
-            while self._reservations or self._settlements:
-                await self._send_batch()
-        finally:
-            self._sending = None
-
-    async def _send_batch(self) -> None:
-        reservations, self._reservations = self._reservations, []
-        settlements, self._settlements = self._settlements, []
-        settled, self._settled = self._settled, []
-        waiting: list[asyncio.Future[Decision] | asyncio.Future[None]] = [
-            *(decided for _, decided in reservations),
-            *settled,
-        ]
-        try:
-            call = self._actor.call.remote([r for r, _ in reservations], settlements)
-            decisions = await asyncio.wait_for(asyncio.wrap_future(call.future()), DEADLINE_S)
-            for (_, decided), decision in zip(reservations, decisions, strict=True):
-                if not decided.done():
-                    decided.set_result(decision)
-            for done in settled:
-                if not done.done():
-                    done.set_result(None)
-        except Exception as error:  # whatever it is, nobody may wait for ever
-            _log.warning("the limiter did not answer: %s", type(error).__name__)
-        finally:
-            for future in waiting:
-                if not future.done():
-                    future.set_exception(_away())
-
-
-def _away() -> Overloaded:
-    return Overloaded("The rate limiter does not answer. Please try again.")

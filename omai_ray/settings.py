@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from omai_ray.catalog import Catalog, ModelSpec, default_models
 from omai_ray.errors import ConfigError
@@ -31,12 +40,13 @@ CONFIG_VARIABLE = "OMAI_CONFIG"
 
 
 class Tier(BaseModel):
-    """What an account may use in a minute; None is unlimited."""
+    """What an account may use in a minute, and how many requests at once; None is unlimited."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None
+    concurrent_requests: Annotated[int, Field(ge=1, le=10**9)] | None = None
 
 
 DEFAULT_TIERS = {
@@ -57,20 +67,48 @@ class IngressSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
 
 
+class LimiterSettings(BaseModel):
+    """Who keeps the buckets of the tiers for all ingress replicas.
+
+    backend: `actor`, one on the Ray cluster, or `redis`. shards: over how many actors accounts are
+    spread. deadline_ms: how long a decision may take before the ingress replica makes it itself,
+    within its share of each limit. snapshot_s: how often an actor writes down its buckets; from
+    there it goes on after a restart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: Literal["actor", "redis"] = "actor"
+    redis_url: str | None = None
+    shards: Annotated[int, Field(ge=1, le=64)] = 1
+    deadline_ms: Annotated[int, Field(ge=10, le=60_000)] = 250
+    snapshot_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> LimiterSettings:
+        if (self.backend == "redis") != (self.redis_url is not None):
+            raise ValueError("redis_url belongs to backend redis, and backend redis needs one")
+        if self.backend == "redis" and self.shards != 1:
+            raise ValueError("shards are of backend actor; a Redis cluster has its own")
+        return self
+
+
 class SessionSettings(BaseModel):
     """Logins that a cookie carries.
 
     idle_minutes, absolute_hours: a session ends that long after its last and its first use.
     secure: `auto` marks the cookie Secure where the login came by TLS, `always` in any case.
-    origins: what pages of other origins may write by cookie, such as `https://console.example`.
+    origins: those of this server where a proxy in front replaces its host.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    idle_minutes: Annotated[float, Field(ge=1, le=525_600)] = 480
+    idle_minutes: Annotated[float, Field(ge=5, le=525_600)] = 480
     absolute_hours: Annotated[float, Field(ge=1, le=8760)] = 168
     secure: Literal["auto", "always"] = "auto"
-    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+    origins: tuple[
+        Annotated[str, Field(pattern=r"^https?://[^/\s]+$"), AfterValidator(str.lower)], ...
+    ] = ()
 
 
 class Settings(BaseModel):
@@ -98,6 +136,7 @@ class Settings(BaseModel):
     dashboard: bool = True
     trusted_proxies: tuple[str, ...] = ()
     ingress: IngressSettings = IngressSettings()
+    limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
         default_factory=default_models

@@ -10,6 +10,7 @@ import pytest
 
 from omai_ray.store import Store
 from tests.databases import Postgres, run_postgres
+from tests.redis_server import run_redis
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,13 @@ def postgres() -> Iterator[Postgres]:
     """Run a PostgreSQL server for the session."""
     with run_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Run a Redis server for the session."""
+    with run_redis() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

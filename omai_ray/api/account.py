@@ -154,7 +154,9 @@ class AccountRoutes:
         checks.check_password(body.new_password, "new_password")
         name, source = principal.user_name or "", source_of(request.scope)
         entry = await self._authenticator.verify_password(name, body.current_password, source)
-        user = await self._acting(request).users.update(entry.user.id, password=body.new_password)
+        user = await self._acting(request).users.update(
+            entry.user.id, verified=entry.user.password_hash, password=body.new_password
+        )
         self._authenticator.forget_user(name)
         response = ObjectResponse(schemas.UserObject.of(user))
         if principal.session_id is not None:
@@ -184,7 +186,7 @@ def _user_id(principal: Principal) -> str:
 
 def _keys_of(principal: Principal) -> Within:
     created_by = principal.user_id if principal.role == "member" else None
-    return Within(principal.account_id, created_by)
+    return Within(principal.account_id, created_by, None if principal.role == "admin" else "member")
 
 
 def add_account_routes(app: FastAPI, routes: AccountRoutes) -> None:

@@ -93,7 +93,10 @@ class Meter:
         try:
             await self._permit.settle(self.total_tokens)
         finally:
-            await self._ledger.record(self._record(status))
+            try:
+                await self._ledger.record(self._record(status))
+            finally:
+                self._permit.recorded()
 
     def _record(self, status: int) -> UsageRecord:
         return UsageRecord(

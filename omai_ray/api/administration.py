@@ -63,6 +63,7 @@ class AdminRoutes:
         admin, body = self._admin(request), await read_body(request, schemas.UpdateAccount)
         changes = body.model_dump(exclude_unset=True)
         account = await admin.accounts.update(request.path_params["account"], **changes)
+        self._authenticator.forget_all()
         return ObjectResponse(schemas.AccountObject.of(account))
 
     async def list_users(self, request: Request) -> Response:
@@ -186,7 +187,7 @@ class AdminRoutes:
         actor = principal.actor(source_of(request.scope))
         if principal.role != "admin":
             audit = self._administration.audit
-            target = request.scope["path"][:64]
+            target = f"{request.method} {request.scope['route'].path}"
             audit.note(
                 audit.entry(actor, "admin.access", target, principal.account_id, outcome="denied")
             )

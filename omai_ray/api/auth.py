@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas.common import Credentials, LoggedOut, LoginSession
-from omai_ray.api.validation import parse_body
+from omai_ray.api.validation import read_optional_body
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.cookies import clear_cookie, set_cookie
 from omai_ray.identity.credentials import Basic
@@ -63,11 +63,8 @@ class AuthRoutes:
         """Answer POST /v1/auth/login. Raises Unauthorized, or RateLimited after many failures."""
         require_same_origin(request.scope, self._origins)
         source = client_of(request.scope, self._trusted_proxies).source
-        raw = await request.body()
-        credentials = None
-        if raw.strip():
-            body = parse_body(raw, Credentials)
-            credentials = Basic(body.username, body.password)
+        body = await read_optional_body(request, Credentials)
+        credentials = Basic(body.username, body.password) if body else None
         principal, value = await self._authenticator.login(
             request.scope["headers"], credentials, source
         )

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from omai_ray.api.schemas import administration, chat, common, embeddings
+from omai_ray.api.validation import read_query
 
 DESCRIPTION = (
     "Chat and embedding models in the OpenAI wire format. Authenticate with an API key "
@@ -103,7 +104,7 @@ def add_route(
         ]
     app.add_api_route(
         path,
-        endpoint,
+        endpoint if query is not None else _without_query(endpoint),
         methods=[method],
         summary=summary,
         tags=[tag],
@@ -111,6 +112,18 @@ def add_route(
         responses=responses(answer),
         openapi_extra={**extra, "parameters": parameters},
     )
+
+
+def _without_query(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that refuses every query: a misspelt wish must not pass unseen."""
+
+    async def refusing(request: Request) -> Response:
+        read_query(request, administration.NoQuery)
+        return await endpoint(request)
+
+    return refusing
 
 
 def path_parameter(name: str) -> dict[str, Any]:

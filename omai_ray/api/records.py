@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas import administration as schemas
-from omai_ray.api.validation import parse_body
+from omai_ray.api.validation import read_optional_body
 from omai_ray.errors import InvalidRequest
 from omai_ray.identity.api_keys import KeyChanges
 from omai_ray.identity.paging import Page
@@ -70,8 +70,7 @@ def key_changes(body: schemas.KeyFields) -> KeyChanges:
 
 async def read_rotation(request: Request) -> schemas.RotateKey:
     """Return the body of a rotation, which may be empty."""
-    raw = await request.body()
-    return parse_body(raw, schemas.RotateKey) if raw.strip() else schemas.RotateKey()
+    return await read_optional_body(request, schemas.RotateKey) or schemas.RotateKey()
 
 
 async def usage_of(

@@ -57,6 +57,11 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     return parse_body(await request.body(), model)
 
 
+async def read_optional_body(request: Request, model: type[Body]) -> Body | None:
+    """Return the JSON body as `model`, None where there is none. Raises as read_body does."""
+    return await read_body(request, model) if (await request.body()).strip() else None
+
+
 def parse_body(raw: bytes, model: type[Body]) -> Body:
     """Return JSON bytes as `model`, errors as above. NaN and invalid UTF-8 are no JSON."""
     try:

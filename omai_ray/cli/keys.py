@@ -57,12 +57,14 @@ def add(commands: Commands) -> None:
     revoke = database_command(keys, "revoke", "revoke an API key, within 5 s everywhere", _revoke)
     for parser in (update, rotate, revoke):
         parser.add_argument("key_id", metavar="ID", help="the key's id, as `keys list` shows it")
-    database_command(
+    pepper = database_command(
         keys,
         "new-pepper",
-        "add a pepper: new keys depend on it, and old ones from their next use on",
+        "add a pepper, which new keys, and old ones when they are used, depend on after a while",
         _new_pepper,
     )
+    pepper.add_argument("--after", type=duration_s, default="1h", metavar="TIME",
+        help="when every node has the new file (default: 1h)")  # fmt: skip
 
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +85,10 @@ def _changes(args: argparse.Namespace) -> Any:
 
 def _create(args: argparse.Namespace) -> int:
     async def create(admin: Administration) -> tuple[str, str]:
+        values = _changes(args)
+        admin.keys.check(values)  # before an account is made for it
         account = await _account_for_key(admin, args.account, args.tier)
-        _, key = await admin.keys.create(account.id, role=args.role, **_changes(args))
+        _, key = await admin.keys.create(account.id, role=args.role, **values)
         return account.name, key
 
     account, key = with_administration(args, create)
@@ -149,11 +153,12 @@ def _revoke(args: argparse.Namespace) -> int:
 def _new_pepper(args: argparse.Namespace) -> int:
     path = settings_of(args).pepper_path
     Peppers.load(path)
-    version = add_version(path)
+    from_s = time.time() + args.after
+    version = add_version(path, from_s)
     with_administration(args, lambda _: asyncio.sleep(0))  # notes it in the database
     print(
-        f"{path} has version {version} now; copy the file to every node. An older version can be "
-        "removed once `keys list` shows no key of it."
+        f"{path} has version {version}, used from {date(from_s)}: copy the file to every node "
+        "before. An older version can be removed once `keys list` shows no key of it."
     )
     return 0
 

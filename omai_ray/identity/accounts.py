@@ -10,10 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import NotFound
 from omai_ray.identity import checks
+from omai_ray.identity.administrators import keep_an_administrator
 from omai_ray.identity.keys import random_text
 from omai_ray.identity.paging import MAX_PAGE, Page, read_page
 from omai_ray.identity.registry import Registry
-from omai_ray.store import Account, AccountStatus
+from omai_ray.store import Account, AccountStatus, is_storable
 from omai_ray.store.tables import accounts
 
 _PREFIX = "acct_"
@@ -70,7 +71,9 @@ class Accounts:
         values = _checked(self._registry, changes)
         what = f"account '{changes.get('name')}'"
         async with self._registry.changing(what) as change:
-            account = await find_account(change.connection, reference)
+            account = await find_account(change.connection, reference, locking=True)
+            if values.get("status") == "suspended":
+                await keep_an_administrator(change.connection, accounts.c.id == account.id)
             if values:
                 of_account = accounts.c.id == account.id
                 await change.connection.execute(update(accounts).where(of_account).values(**values))
@@ -78,10 +81,20 @@ class Accounts:
             return await find_account(change.connection, account.id)
 
 
-async def find_account(connection: AsyncConnection, reference: str) -> Account:
-    """Return the account of that name or id; raise NotFound."""
-    found = or_(accounts.c.name == reference, accounts.c.id == reference)
-    row = (await connection.execute(select(accounts).where(found))).mappings().first()
+async def find_account(
+    connection: AsyncConnection, reference: str, *, locking: bool = False
+) -> Account:
+    """Return the account of that name or id; raise NotFound.
+
+    locking: keep it from others' changes until the transaction ends.
+    """
+    statement = select(accounts).where(
+        or_(accounts.c.name == reference, accounts.c.id == reference)
+    )
+    row = None
+    if is_storable(reference):
+        found = await connection.execute(statement.with_for_update() if locking else statement)
+        row = found.mappings().first()
     if row is None:
         raise NotFound(f"There is no account '{shown(reference)}'.")
     return Account.from_row(row)

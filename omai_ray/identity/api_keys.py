@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest, NotFound
 from omai_ray.identity import checks, keys
 from omai_ray.identity.accounts import find_account, shown
 from omai_ray.identity.paging import MAX_PAGE, Page, read_page
-from omai_ray.identity.registry import Registry
-from omai_ray.store import ApiKey, Role
+from omai_ray.identity.registry import Change, Registry
+from omai_ray.store import ApiKey, Role, is_storable
 from omai_ray.store.tables import api_keys
 
+MAX_KEYS = 10_000
 GRACE_S = 24 * 3600.0
 MAX_GRACE_S = 90 * 24 * 3600.0
 _ROTATED = (
@@ -47,14 +48,22 @@ class KeyChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """Whose keys are meant: an account's, or those that one user made; others are not there."""
+    """Which keys are meant: an account's, those that one user made, those of a role.
+
+    Others are not there: whoever may not administer must not come by a key that does.
+    """
 
     account_id: str | None = None
     created_by: str | None = None
+    role: Role | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return what rows must meet."""
-        wanted = {"account_id": self.account_id, "created_by": self.created_by}
+        wanted = {
+            "account_id": self.account_id,
+            "created_by": self.created_by,
+            "role": self.role,
+        }
         return [api_keys.c[name] == value for name, value in wanted.items() if value is not None]
 
 
@@ -81,15 +90,18 @@ class ApiKeys:
         Returns its record and the key itself, which cannot be shown again.
         """
         checks.check_role(role, ("member", "admin"))
-        checked = self._checked(values)
+        checked = self.check(values)
         record, text = self._new_key(
             name=checked.pop("name", "default"), role=role, created_by=created_by, **checked
         )
         async with self._registry.changing("key") as change:
-            owner = await find_account(change.connection, account)
+            owner = await find_account(change.connection, account, locking=True)
+            await _require_room(change.connection, owner.id, self._registry.clock())
             record = replace(record, account_id=owner.id)
             await change.insert(api_keys, record)
-            await change.note("key.create", record.id, owner.id, name=record.name, role=role)
+            await change.note(
+                "key.create", record.id, owner.id, name=record.name, role=role, **checked
+            )
         return record, text
 
     async def get(self, reference: str, within: Within = EVERYWHERE) -> ApiKey:
@@ -117,9 +129,9 @@ class ApiKeys:
         self, reference: str, within: Within = EVERYWHERE, **changes: Unpack[KeyChanges]
     ) -> ApiKey:
         """Change a key; return it as it is then."""
-        values = self._checked(changes)
+        values = self.check(changes)
         async with self._registry.changing("key") as change:
-            key = await _find(change.connection, reference, within)
+            key = await _find(change.connection, reference, within, locking=True)
             if values:
                 await _set(change.connection, key.id, **values)
                 await change.note("key.update", key.id, key.account_id, **values)
@@ -131,7 +143,7 @@ class ApiKeys:
         It stops working everywhere within the authenticators' cache time.
         """
         async with self._registry.changing("key") as change:
-            key = await _find(change.connection, reference, within)
+            key = await _find(change.connection, reference, within, locking=True)
             if key.revoked_at is None:
                 await _set(change.connection, key.id, revoked_at=self._registry.clock())
                 await change.note("key.revoke", key.id, key.account_id, name=key.name)
@@ -152,7 +164,7 @@ class ApiKeys:
             )
         now_s = self._registry.clock()
         async with self._registry.changing("key") as change:
-            old = await _find(change.connection, reference, within)
+            old = await _find(change.connection, reference, within, locking=True)
             _require_rotatable(old, now_s)
             new, text = self._new_key(**{name: getattr(old, name) for name in _ROTATED})
             await change.insert(api_keys, new)
@@ -161,7 +173,8 @@ class ApiKeys:
             await change.note("key.rotate", old.id, old.account_id, replaced_by=new.id, until=ends)
         return new, text
 
-    def _checked(self, values: KeyChanges) -> dict[str, Any]:
+    def check(self, values: KeyChanges) -> dict[str, Any]:
+        """Return the values as they are stored; raise InvalidRequest for one that cannot be."""
         checked: dict[str, Any] = dict(values)
         if "name" in values:
             checks.check_label(values["name"])
@@ -188,11 +201,29 @@ class ApiKeys:
         return ApiKey(**{**empty, **fixed, **values}), text
 
 
-async def _find(connection: AsyncConnection, reference: str, within: Within) -> ApiKey:
+async def revoke_administrators_keys(change: Change, user_id: str, now_s: float) -> None:
+    """Revoke the keys of role admin that a user made, who may no longer administer."""
+    theirs = (
+        (api_keys.c.created_by == user_id)
+        & (api_keys.c.role == "admin")
+        & api_keys.c.revoked_at.is_(None)
+    )
+    for row in (await change.connection.execute(select(api_keys).where(theirs))).mappings():
+        key = ApiKey.from_row(row)
+        await _set(change.connection, key.id, revoked_at=now_s)
+        await change.note("key.revoke", key.id, key.account_id, name=key.name)
+
+
+async def _find(
+    connection: AsyncConnection, reference: str, within: Within, *, locking: bool = False
+) -> ApiKey:
     parsed = keys.parse(reference)
     key_id = parsed.key_id if parsed else reference
     statement = select(api_keys).where(api_keys.c.id == key_id, *within.conditions())
-    row = (await connection.execute(statement)).mappings().first()
+    row = None
+    if is_storable(key_id):
+        found = await connection.execute(statement.with_for_update() if locking else statement)
+        row = found.mappings().first()
     if row is None:
         raise NotFound(f"There is no key '{keys.redact(reference) or shown(reference)}'.")
     return ApiKey.from_row(row)
@@ -200,6 +231,21 @@ async def _find(connection: AsyncConnection, reference: str, within: Within) -> 
 
 async def _set(connection: AsyncConnection, key_id: str, **values: Any) -> None:
     await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(**values))
+
+
+async def _require_room(connection: AsyncConnection, account_id: str, now_s: float) -> None:
+    live = (
+        select(func.count())
+        .select_from(api_keys)
+        .where(api_keys.c.account_id == account_id, api_keys.c.revoked_at.is_(None))
+        .where(or_(api_keys.c.expires.is_(None), api_keys.c.expires > now_s))
+    )
+    count = int(await connection.scalar(live) or 0)
+    if count >= MAX_KEYS:
+        raise InvalidRequest(
+            f"The account has {count} live keys; the limit is {MAX_KEYS}. Revoke some first.",
+            code="too_many_keys",
+        )
 
 
 def _require_rotatable(key: ApiKey, now_s: float) -> None:

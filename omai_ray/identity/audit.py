@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest, OMAiError
@@ -22,6 +23,9 @@ from omai_ray.store.tables import audit
 from omai_ray.telemetry.logs import request_id_var
 
 MAX_WAITING = 1000
+MAX_NOTED = 10_000
+REPEAT_S = 60.0
+_SAME = ("actor", "action", "target", "outcome", "source")
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +36,7 @@ class AuditLog:
         self._store = store
         self._clock = clock
         self._waiting: list[dict[str, Any]] = []
+        self._noted: dict[tuple[Any, ...], float] = {}
         self._writer: asyncio.Task[None] | None = None
 
     def entry(
@@ -65,8 +70,11 @@ class AuditLog:
     def note(self, entry: dict[str, Any]) -> None:
         """Write an entry behind the request, for what changes nothing: refusals and failures.
 
-        Where the database is away, or too many wait, the entry goes to the process's log instead.
+        The same by the same actor from the same source is written once a minute: an entry stays
+        for ever. Where the database is away, or too many wait, it goes to the process's log.
         """
+        if self._is_repeated(entry):
+            return
         if len(self._waiting) >= MAX_WAITING:
             _log.error("not in the audit log: %s", entry)
             return
@@ -103,12 +111,28 @@ class AuditLog:
             rows = (await connection.execute(statement)).mappings().all()
         return Page.of([AuditEntry.from_row(row) for row in rows], limit)
 
+    def _is_repeated(self, entry: dict[str, Any]) -> bool:
+        what = tuple(entry[name] for name in _SAME)
+        if entry["at"] - self._noted.get(what, float("-inf")) < REPEAT_S:
+            return True
+        self._noted.pop(what, None)
+        self._noted[what] = entry["at"]
+        if len(self._noted) > MAX_NOTED:
+            del self._noted[next(iter(self._noted))]
+        return False
+
     async def _write_waiting(self) -> None:
         while self._waiting:
             entries, self._waiting = self._waiting, []
-            try:
-                async with self._store.writing() as connection:
-                    await connection.execute(insert(audit), entries)
-            except OMAiError:
-                for entry in entries:
-                    _log.error("not in the audit log: %s", entry)
+            if not await self._written(entries):
+                for entry in entries:  # one that cannot be must not keep the others out
+                    if not await self._written([entry]):
+                        _log.error("not in the audit log: %s", entry)
+
+    async def _written(self, entries: Sequence[dict[str, Any]]) -> bool:
+        try:
+            async with self._store.writing() as connection:
+                await connection.execute(insert(audit), entries)
+        except (OMAiError, IntegrityError):
+            return False
+        return True

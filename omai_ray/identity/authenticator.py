@@ -55,7 +55,7 @@ class Authenticator:
         self._peppers = registry.peppers
         self._clock = clock
         self._monotonic = monotonic
-        self._peppers_due_s = float("-inf")
+        self._peppers_due_s = monotonic() + PEPPERS_S
         self.sessions = Sessions(store, registry.audit, clock, sessions)
         answer_s = store.patience_s
         self._keys = Lookups(directory.key, monotonic, cache_ttl_s, answer_s=answer_s)
@@ -67,7 +67,7 @@ class Authenticator:
             self._users,
             directory,
             registry.passwords,
-            SharedFailures(store, clock, registry.peppers.current),
+            SharedFailures(store, clock, registry.peppers),
             registry.audit,
             monotonic,
         )
@@ -143,9 +143,15 @@ class Authenticator:
         self._users.forget(name)
         self._session_entries.forget_all()
 
-    def forget_key(self, key_id: str) -> None:
-        """Make a revocation count at once in this process."""
-        self._keys.forget(key_id)
+    def forget_all(self) -> None:
+        """Make a change of an account count at once in this process."""
+        for lookups in (self._keys, self._users, self._session_entries):
+            lookups.forget_all()
+
+    def forget_key(self, reference: str) -> None:
+        """Make a key's change count at once in this process. reference: its id, or all of it."""
+        parsed = parse(reference)
+        self._keys.forget(parsed.key_id if parsed else reference)
 
     async def close(self) -> None:
         """Write what is still to be written; free threads. The store stays open."""
@@ -168,7 +174,7 @@ class Authenticator:
         if parsed is None:
             raise incorrect_key(token)
         entry = await self._keys.get(parsed.key_id)
-        if entry is not None and self._peppers.get(entry.key.pepper_version) is None:
+        if self._monotonic() >= self._peppers_due_s:
             await self._read_peppers()
         verified = matches(parsed, entry.key if entry else None, self._peppers)
         if entry is None or not verified:
@@ -185,12 +191,10 @@ class Authenticator:
         return entry.principal
 
     async def _read_peppers(self) -> None:
-        """Look for a version that was added; at most once in PEPPERS_S."""
-        now_s = self._monotonic()
-        if now_s >= self._peppers_due_s:
-            self._peppers_due_s = now_s + PEPPERS_S
-            with contextlib.suppress(ConfigError):
-                await asyncio.to_thread(self._peppers.reload)
+        """Look for a version that was added, once in PEPPERS_S."""
+        self._peppers_due_s = self._monotonic() + PEPPERS_S
+        with contextlib.suppress(ConfigError):
+            await asyncio.to_thread(self._peppers.reload)
 
     def _renew(self, parsed: ParsedKey, key: ApiKey) -> None:
         """Store a verified key under the current pepper, behind the request."""

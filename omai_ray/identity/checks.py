@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import get_args
 
 from omai_ray.errors import InvalidRequest
-from omai_ray.store import AccountStatus, Role
+from omai_ray.store import AccountStatus, Role, is_storable
 
 NAME_RULE = (
     "1 to 64 letters, digits or . _ @ + -, beginning with a letter or digit (and with neither "
@@ -17,6 +17,7 @@ MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 MAX_COUNT = 10**15
 MAX_MODELS = 1000
+MAX_LIFE_S = 100 * 365.25 * 86_400
 _NAME = re.compile(r"(?!acct_|user_)[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 
 
@@ -43,6 +44,8 @@ def check_password(password: str, field: str = "password") -> str:
             f"got {len(password)}.",
             param=field,
         )
+    if not is_storable(password):
+        raise InvalidRequest(f"Invalid '{field}': it is no text in UTF-8.", param=field)
     return password
 
 
@@ -100,6 +103,9 @@ def check_models(models: Collection[str] | None, served: Collection[str]) -> tup
 
 def check_expiry(expires: float | None, now_s: float) -> float | None:
     """Return an expiry in seconds since the epoch, None for never."""
-    if expires is not None and not now_s < expires < float("inf"):
-        raise InvalidRequest("Invalid 'expires_at': it must lie in the future.", param="expires_at")
+    if expires is not None and not now_s < expires <= now_s + MAX_LIFE_S:
+        raise InvalidRequest(
+            "Invalid 'expires_at': it must lie in the future, at most 100 years ahead.",
+            param="expires_at",
+        )
     return expires

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Label, Table, select, update
 
 from omai_ray.identity.principal import Principal
-from omai_ray.store import Account, ApiKey, Session, Store, User
+from omai_ray.store import Account, ApiKey, Session, Store, User, is_storable
 from omai_ray.store.tables import accounts, api_keys, sessions, users
 
 
@@ -67,6 +67,8 @@ class Directory:
             .join_from(users, accounts)
             .where(users.c.name == name)
         )
+        if not is_storable(name):
+            return None
         async with self._store.reading() as connection:
             row = (await connection.execute(statement)).mappings().one_or_none()
         if row is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from omai_ray.errors import InvalidRequest
 from omai_ray.identity import checks
@@ -12,6 +13,7 @@ from omai_ray.identity.registry import Registry
 from omai_ray.settings import Settings
 
 NAME = "admin"
+_log = logging.getLogger(__name__)
 _PASSWORD_LENGTH = 20
 
 
@@ -34,12 +36,17 @@ async def _make(settings: Settings) -> str | None:
         password = given.get_secret_value() if given else random_text(_PASSWORD_LENGTH)
         checks.check_password(password, "admin_password")
         tier = "enterprise" if "enterprise" in settings.tiers else list(settings.tiers)[-1]
-        try:
-            await users.create(NAME, password, tier=tier, role="admin")
-        except InvalidRequest as error:
-            if error.code == "already_exists" and await users.has_administrator():
-                return None  # another start was first
-            raise
-        return None if given else password
+        for place in ({"tier": tier}, {"account": NAME}):  # an account of that name may be there
+            try:
+                await users.create(NAME, password, role="admin", **place)
+            except InvalidRequest as error:
+                if error.code != "already_exists":
+                    raise
+                if await users.has_administrator():
+                    return None  # another start was first
+            else:
+                return None if given else password
+        _log.warning("the user '%s' is there and no administrator: make one by command", NAME)
+        return None
     finally:
         await registry.close()

@@ -9,6 +9,7 @@ from sqlalchemy import Select, Table, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest
+from omai_ray.store import is_storable
 
 MAX_PAGE = 1000
 T = TypeVar("T")
@@ -36,7 +37,9 @@ async def read_page(
     """
     statement = statement.order_by(table.c.created, table.c.id).limit(limit + 1)
     if after is not None:
-        created = await connection.scalar(select(table.c.created).where(table.c.id == after))
+        created = None
+        if is_storable(after):
+            created = await connection.scalar(select(table.c.created).where(table.c.id == after))
         if created is None:
             raise InvalidRequest("Invalid 'after': there is no entry of that id.", param="after")
         statement = statement.where(tuple_(table.c.created, table.c.id) > (created, after))

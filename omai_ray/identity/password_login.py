@@ -9,8 +9,9 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
-from omai_ray.errors import OMAiError
+from omai_ray.errors import OMAiError, RateLimited
 from omai_ray.identity.actor import Actor
 from omai_ray.identity.audit import AuditLog
 from omai_ray.identity.credentials import Basic, unauthorized
@@ -18,6 +19,7 @@ from omai_ray.identity.directory import Directory, UserEntry
 from omai_ray.identity.lookups import Lookups
 from omai_ray.identity.passwords import Passwords
 from omai_ray.identity.throttle import Attempt, LoginThrottle, SharedFailures
+from omai_ray.store import Outcome
 
 REMEMBER_S = 60.0
 _MAX_REMEMBERED = 10_000
@@ -75,30 +77,48 @@ class PasswordLogin:
         return entry if entry and entry.user.password_hash == password_hash else None
 
     async def _check(self, digest: bytes, basic: Basic, source: str) -> UserEntry:
-        attempt = self._throttle.begin(source, basic.username)
+        try:
+            attempt = await self._throttle.begin(source, basic.username)
+        except RateLimited:
+            self._note(source, None, "denied")
+            raise
+        failed = False
         try:
             await self._failures.check(attempt)
             entry = await self._users.get(basic.username)
             password_hash = entry.user.password_hash if entry else None
             verified = await self._passwords.verify(password_hash, basic.password)
-        except BaseException:
-            self._throttle.forgive(attempt)
+            failed = entry is None or not verified
+        except RateLimited:
+            self._note(source, None, "denied")
             raise
+        finally:
+            self._throttle.end(attempt, failed=failed)
         if entry is None or not verified:
-            await self._failed(attempt, entry)
+            await self._failed(attempt, source, entry)
             raise unauthorized("Incorrect username or password.")
-        self._throttle.forgive(attempt)
+        self._note(source, entry, "success")
         password_hash = await self._renewed(entry, basic)
         self._remember(digest, password_hash)
-        return entry
+        return replace(entry, user=replace(entry.user, password_hash=password_hash))
 
-    async def _failed(self, attempt: Attempt, entry: UserEntry | None) -> None:
-        actor = Actor("anonymous", source=attempt.source)
-        user_id = entry.user.id if entry else None
-        account_id = entry.account.id if entry else None
+    def _note(self, source: str, entry: UserEntry | None, outcome: Outcome) -> None:
+        user = entry.user if entry else None
+        actor = Actor("anonymous", source=source)
+        if user is not None and outcome == "success":
+            actor = Actor(user.id, user.name, source)
         self._audit.note(
-            self._audit.entry(actor, "session.login", user_id, account_id, outcome="failure")
+            self._audit.entry(
+                actor,
+                "password.check",
+                user.id if user else None,
+                user.account_id if user else None,
+                outcome=outcome,
+            )
         )
+
+    async def _failed(self, attempt: Attempt, source: str, entry: UserEntry | None) -> None:
+        self._note(source, entry, "failure")
         with contextlib.suppress(OMAiError):  # counted in this process all the same
             await self._failures.add(attempt)
 

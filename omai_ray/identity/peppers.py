@@ -1,7 +1,8 @@
 """The secret that key hashes depend on, so that a stolen database alone verifies no key.
 
-It lies in a file of lines of `<version> <hex>`; the highest version makes new keys, the others
-verify older ones, which are stored anew under the highest when they are used.
+It lies in a file of lines of `<version> <hex> [from]`. The highest version whose time (seconds since
+the epoch) has come makes new keys; the others verify older ones, which are stored anew under it when
+they are used. A version is added ahead of its time, so that every node has the file by then.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
@@ -21,6 +24,15 @@ from omai_ray.store.tables import pepper_checks
 
 _BYTES = 32
 _CHECK = b"omai-ray pepper check"
+_FORM = "expected lines of '<version> <hex> [from]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """A pepper, and from when it is used; seconds since the epoch."""
+
+    secret: bytes
+    from_s: float = 0.0
 
 
 class Peppers:
@@ -29,23 +41,32 @@ class Peppers:
     path: the file that they come from, where there is one.
     """
 
-    def __init__(self, by_version: Mapping[int, bytes], path: Path | None = None) -> None:
+    def __init__(
+        self,
+        by_version: Mapping[int, bytes | Pepper],
+        path: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
+        self._clock = clock
         self._by_version = _checked(by_version)
 
     @property
     def version(self) -> int:
         """The version that new keys are made with."""
-        return max(self._by_version)
+        now_s = self._clock()
+        used = [version for version, kept in self._by_version.items() if kept.from_s <= now_s]
+        return max(used, default=min(self._by_version))
 
     @property
     def current(self) -> bytes:
         """The one that new keys are hashed with."""
-        return self._by_version[self.version]
+        return self._by_version[self.version].secret
 
     def get(self, version: int) -> bytes | None:
         """Return the pepper of that version, None where it has been removed."""
-        return self._by_version.get(version)
+        kept = self._by_version.get(version)
+        return kept.secret if kept else None
 
     @classmethod
     def load(cls, path: Path) -> Peppers:
@@ -72,8 +93,8 @@ class Peppers:
         A version that the database has not seen is noted there.
         """
         macs = {
-            version: hmac.new(pepper, _CHECK, hashlib.sha256).hexdigest()
-            for version, pepper in self._by_version.items()
+            version: hmac.new(kept.secret, _CHECK, hashlib.sha256).hexdigest()
+            for version, kept in self._by_version.items()
         }
         rows = [{"version": version, "mac": mac} for version, mac in macs.items()]
         statement = select(pepper_checks.c.version, pepper_checks.c.mac)
@@ -91,22 +112,26 @@ class Peppers:
             )
 
 
-def _checked(by_version: Mapping[int, bytes]) -> dict[int, bytes]:
-    if not by_version:
+def _checked(by_version: Mapping[int, bytes | Pepper]) -> dict[int, Pepper]:
+    checked = {
+        version: Pepper(kept) if isinstance(kept, bytes) else kept
+        for version, kept in by_version.items()
+    }
+    if not checked:
         raise ConfigError("pepper: there is none")
-    if any(len(pepper) < _BYTES for pepper in by_version.values()):
+    if any(len(kept.secret) < _BYTES for kept in checked.values()):
         raise ConfigError(f"pepper: each must have at least {_BYTES} bytes")
-    return dict(by_version)
+    return checked
 
 
-def add_version(path: Path) -> int:
-    """Add a pepper to the file, and return its version: new keys are made with it from now on.
+def add_version(path: Path, from_s: float) -> int:
+    """Add a pepper to the file, and return its version: keys are made with it from that time on.
 
     Blocking. Raises ConfigError as Peppers.load does.
     """
     by_version = _read(path)
     version = max(by_version) + 1
-    by_version[version] = secrets.token_bytes(_BYTES)
+    by_version[version] = Pepper(secrets.token_bytes(_BYTES), from_s)
     draft = _write_draft(path, by_version)
     draft.replace(path)
     _sync_directory(path.parent)
@@ -118,7 +143,7 @@ def _create(path: Path) -> None:
 
     A link, unlike a rename, never replaces a pepper that keys already depend on.
     """
-    draft = _write_draft(path, {1: secrets.token_bytes(_BYTES)})
+    draft = _write_draft(path, {1: Pepper(secrets.token_bytes(_BYTES))})
     try:
         path.hardlink_to(draft)
         _sync_directory(path.parent)
@@ -128,11 +153,13 @@ def _create(path: Path) -> None:
         draft.unlink()
 
 
-def _write_draft(path: Path, by_version: Mapping[int, bytes]) -> Path:
+def _write_draft(path: Path, by_version: Mapping[int, Pepper]) -> Path:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.writelines(f"{version} {pepper.hex()}\n" for version, pepper in by_version.items())
+        for version, kept in by_version.items():
+            from_s = f" {int(kept.from_s)}" if kept.from_s else ""
+            file.write(f"{version} {kept.secret.hex()}{from_s}\n")
         file.flush()
         os.fsync(file.fileno())
     return draft
@@ -146,7 +173,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> dict[int, bytes]:
+def _read(path: Path) -> dict[int, Pepper]:
     try:
         text = path.read_text(encoding="ascii")
     except OSError as error:
@@ -155,13 +182,16 @@ def _read(path: Path) -> dict[int, bytes]:
         text = ""
     by_version = _parse(text, path)
     if not by_version:
-        raise ConfigError(f"{path}: expected lines of '<version> <hex>'")
+        raise ConfigError(f"{path}: {_FORM}")
     return by_version
 
 
-def _parse(text: str, path: Path) -> dict[int, bytes]:
+def _parse(text: str, path: Path) -> dict[int, Pepper]:
     try:
         lines = [line.split() for line in text.splitlines() if line.strip()]
-        return {int(version): bytes.fromhex(pepper) for version, pepper in lines}
-    except ValueError:
-        raise ConfigError(f"{path}: expected lines of '<version> <hex>'") from None
+        return {
+            int(version): Pepper(bytes.fromhex(secret), *map(float, from_s))
+            for version, secret, *from_s in lines
+        }
+    except (TypeError, ValueError):
+        raise ConfigError(f"{path}: {_FORM}") from None

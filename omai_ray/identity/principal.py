@@ -13,17 +13,17 @@ from omai_ray.store import Account, ApiKey, Role, Session, User
 class Principal:
     """Whoever makes a request, and for which account.
 
-    monthly_tokens: the account's budget. models: what may be used, None for all. key_id: where a
-    key was used; requests_per_minute, tokens_per_minute: its own limits. user_id, user_name: where
-    a password or a session was. session_id: the session's hashed id, where the browser's cookie
-    decided. role: the user's, or the key's.
+    monthly_tokens: the account's budget. models: lists of names, each of which must allow what is
+    used. key_id: where a key was used; requests_per_minute, tokens_per_minute: its own limits.
+    user_id, user_name: where a password or a session was. session_id: the session's hashed id,
+    where the browser's cookie decided. role: the user's, or the key's.
     """
 
     account_id: str
     account_name: str
     tier: str
     monthly_tokens: int | None = None
-    models: frozenset[str] | None = None
+    models: tuple[frozenset[str], ...] = ()
     key_id: str | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -35,13 +35,13 @@ class Principal:
     @classmethod
     def of_key(cls, account: Account, key: ApiKey) -> Principal:
         """Return the principal of a key: what it may use is what both it and its account may."""
-        lists = [set(names) for names in (account.models, key.models) if names is not None]
+        lists = [names for names in (account.models, key.models) if names is not None]
         return cls(
             account.id,
             account.name,
             account.tier,
             monthly_tokens=account.monthly_tokens,
-            models=frozenset(set.intersection(*lists)) if lists else None,
+            models=tuple(map(frozenset, lists)),
             key_id=key.id,
             requests_per_minute=key.requests_per_minute,
             tokens_per_minute=key.tokens_per_minute,
@@ -56,7 +56,7 @@ class Principal:
             account.name,
             account.tier,
             monthly_tokens=account.monthly_tokens,
-            models=None if account.models is None else frozenset(account.models),
+            models=() if account.models is None else (frozenset(account.models),),
             user_id=user.id,
             user_name=user.name,
             session_id=session.id if session else None,
@@ -65,11 +65,11 @@ class Principal:
 
     def actor(self, source: str | None) -> Actor:
         """Return them as the audit log names them."""
-        return Actor(self.user_id or f"key_{self.key_id}", self.user_name, source)
+        return Actor(self.user_id or self.key_id or "anonymous", self.user_name, source)
 
     def may_use(self, *names: str) -> bool:
-        """Whether a model that goes by these names is among the allowed ones."""
-        return self.models is None or not self.models.isdisjoint(names)
+        """Whether a model that goes by these names is allowed, under any of them."""
+        return all(not allowed.isdisjoint(names) for allowed in self.models)
 
     def require_model(self, *names: str) -> None:
         """Raise PermissionDenied for a model, first name as requested, that may not be used."""

@@ -6,16 +6,18 @@ import hashlib
 import secrets
 from collections.abc import Callable
 
-from sqlalchemy import ColumnElement, and_, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, delete, insert, or_, select
 
 from omai_ray.errors import NotFound
 from omai_ray.identity.actor import Actor
 from omai_ray.identity.audit import AuditLog
+from omai_ray.identity.credentials import unauthorized
 from omai_ray.settings import SessionSettings
-from omai_ray.store import Session, Store, User
+from omai_ray.store import Session, Store, User, is_storable
 from omai_ray.store.tables import sessions, users
 
 VALUE_LENGTH = 43  # 256 bits in base64
+MAX_SESSIONS = 100
 _USER_AGENT_LENGTH = 200
 
 
@@ -47,7 +49,9 @@ class Sessions:
         """Begin a session; return it and the cookie's value, which is stored nowhere.
 
         replaced: the value that the caller sent; its session ends, so that one that was planted
-        before the login is worth nothing after it. Sessions past their end are removed.
+        before the login is worth nothing after it. Sessions past their end are removed, and a
+        user's oldest ones above MAX_SESSIONS. user: as verified; raises Unauthorized where their
+        password has changed since, or they are gone.
         """
         now_s = self._clock()
         value = secrets.token_urlsafe(32)
@@ -66,8 +70,13 @@ class Sessions:
         row = {column.name: getattr(session, column.name) for column in sessions.c}
         actor = Actor(user.id, user.name, source)
         entry = self._audit.entry(actor, "session.login", user.id, user.account_id)
+        verified = select(users.c.password_hash).where(users.c.id == user.id)
         async with self._store.writing() as connection:
+            # Locked against a change of it, which would end this session had it begun before.
+            if await connection.scalar(verified.with_for_update(read=True)) != user.password_hash:
+                raise unauthorized("Incorrect username or password.")
             await connection.execute(delete(sessions).where(over))
+            await connection.execute(delete(sessions).where(sessions.c.id.in_(_oldest(user.id))))
             await connection.execute(insert(sessions).values(**row))
             await self._audit.write(connection, entry)
         return session, value
@@ -92,7 +101,7 @@ class Sessions:
     async def revoke(self, session_id: str, user_id: str, actor: Actor) -> None:
         """End one of a user's sessions by its id; raise NotFound for another's."""
         one = and_(sessions.c.id == session_id, sessions.c.user_id == user_id)
-        if not await self._end("session.revoke", one, actor):
+        if not is_storable(session_id) or not await self._end("session.revoke", one, actor):
             raise NotFound("There is no such session.")
 
     async def revoke_all(self, user_id: str, actor: Actor, kept: str | None = None) -> int:
@@ -126,6 +135,16 @@ class Sessions:
                 await self._audit.write(connection, entry)
                 await connection.execute(delete(sessions).where(sessions.c.id == session_id))
         return len(found)
+
+
+def _oldest(user_id: str) -> Select[tuple[str]]:
+    """Return which of a user's sessions make way for a new one."""
+    return (
+        select(sessions.c.id)
+        .where(sessions.c.user_id == user_id)
+        .order_by(sessions.c.created.desc(), sessions.c.id)
+        .offset(MAX_SESSIONS - 1)
+    )
 
 
 def hashed(value: str) -> str:

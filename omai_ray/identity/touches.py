@@ -59,7 +59,8 @@ class Touches:
 
     async def _write(self) -> None:
         while self._pending:
-            rows = [{"row_id": key, "now": at} for key, at in self._pending.items()]
+            # In one order everywhere: replicas would otherwise wait for each other's rows.
+            rows = [{"row_id": key, "now": at} for key, at in sorted(self._pending.items())]
             self._pending = {}
             try:
                 async with self._store.writing() as connection:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest, NotFound
 from omai_ray.identity import checks
 from omai_ray.identity.accounts import find_account, new_account, shown
+from omai_ray.identity.administrators import has_administrator, keep_an_administrator
+from omai_ray.identity.api_keys import revoke_administrators_keys
+from omai_ray.identity.credentials import unauthorized
 from omai_ray.identity.keys import random_text
 from omai_ray.identity.paging import MAX_PAGE, Page, read_page
 from omai_ray.identity.registry import Change, Registry
-from omai_ray.store import Role, User
+from omai_ray.store import Role, User, is_storable
 from omai_ray.store.tables import accounts, sessions, users
 
 _PREFIX = "user_"
@@ -90,8 +93,14 @@ class Users:
             rows = await read_page(connection, users, statement, after, limit)
         return Page.of([User.from_row(row) for row in rows], limit)
 
-    async def update(self, reference: str, **changes: Unpack[UserChanges]) -> User:
-        """Change a user's role or password; a new password ends their sessions."""
+    async def update(
+        self, reference: str, *, verified: str | None = None, **changes: Unpack[UserChanges]
+    ) -> User:
+        """Change a user's role or password; a new password ends their sessions.
+
+        verified: the hash that a password was verified against; raises Unauthorized where it is
+        no longer the user's. Who may no longer administer loses the keys made for that.
+        """
         values: dict[str, str] = {}
         if "role" in changes:
             checks.check_role(changes["role"])
@@ -100,9 +109,11 @@ class Users:
             password = checks.check_password(changes["password"])
             values["password_hash"] = await self._registry.passwords.hash(password)
         async with self._registry.changing("user") as change:
-            user = await _find(change.connection, reference)
-            if values.get("role", "admin") != "admin":
-                await _keep_an_administrator(change.connection, user)
+            user = await _find(change.connection, reference, locking=True)
+            if verified is not None and user.password_hash != verified:
+                raise unauthorized("Incorrect username or password.")
+            if user.role == "admin" and values.get("role", "admin") != "admin":
+                await self._end_administration(change, user)
             if values:
                 of_user = users.c.id == user.id
                 await change.connection.execute(update(users).where(of_user).values(**values))
@@ -116,8 +127,9 @@ class Users:
     async def delete(self, reference: str) -> User:
         """Remove a user and their sessions. Keys that they made belong to the account, and stay."""
         async with self._registry.changing("user") as change:
-            user = await _find(change.connection, reference)
-            await _keep_an_administrator(change.connection, user)
+            user = await _find(change.connection, reference, locking=True)
+            if user.role == "admin":
+                await self._end_administration(change, user)
             await _end_sessions(change, user)
             await change.connection.execute(delete(users).where(users.c.id == user.id))
             await change.note("user.delete", user.id, user.account_id, name=user.name)
@@ -126,12 +138,19 @@ class Users:
     async def has_administrator(self) -> bool:
         """Whether anybody may administer."""
         async with self._registry.store.reading() as connection:
-            return await _administrators(connection) > 0
+            return await has_administrator(connection)
+
+    async def _end_administration(self, change: Change, user: User) -> None:
+        await keep_an_administrator(change.connection, users.c.id == user.id)
+        await revoke_administrators_keys(change, user.id, self._registry.clock())
 
 
-async def _find(connection: AsyncConnection, reference: str) -> User:
-    found = or_(users.c.name == reference, users.c.id == reference)
-    row = (await connection.execute(select(users).where(found))).mappings().first()
+async def _find(connection: AsyncConnection, reference: str, *, locking: bool = False) -> User:
+    statement = select(users).where(or_(users.c.name == reference, users.c.id == reference))
+    row = None
+    if is_storable(reference):
+        found = await connection.execute(statement.with_for_update() if locking else statement)
+        row = found.mappings().first()
     if row is None:
         raise NotFound(f"There is no user '{shown(reference)}'.")
     return User.from_row(row)
@@ -139,16 +158,3 @@ async def _find(connection: AsyncConnection, reference: str) -> User:
 
 async def _end_sessions(change: Change, user: User) -> None:
     await change.connection.execute(delete(sessions).where(sessions.c.user_id == user.id))
-
-
-async def _keep_an_administrator(connection: AsyncConnection, user: User) -> None:
-    """Refuse to remove the last one: nobody could make another."""
-    if user.role == "admin" and await _administrators(connection) == 1:
-        raise InvalidRequest(
-            f"'{user.name}' is the only administrator: make another one first.", param="role"
-        )
-
-
-async def _administrators(connection: AsyncConnection) -> int:
-    statement = select(func.count()).select_from(users).where(users.c.role == "admin")
-    return int(await connection.scalar(statement) or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -10,7 +11,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from omai_ray.quota.bucket import Bucket
-from omai_ray.quota.protocol import BucketState, Decision, Limited, Limits, Reservation
+from omai_ray.quota.protocol import (
+    BUSY_S,
+    Batch,
+    BucketState,
+    Claim,
+    Decision,
+    Limited,
+    Limits,
+    Reservation,
+)
 
 RESERVATION_TTL_S = 600.0
 MAX_RESERVATIONS = 1_000_000
@@ -19,27 +29,30 @@ _SWEEP = 2
 
 @dataclass(slots=True)
 class _Pair:
-    """An account's two buckets; None where unlimited."""
+    """What a claim draws on: two buckets, None where unlimited, and the requests that run."""
 
     requests: Bucket | None
     tokens: Bucket | None
+    running: int = 0
 
     def refill(self, limits: Limits, now_s: float) -> None:
         self.requests = _fitted(self.requests, limits.requests_per_minute, now_s)
         self.tokens = _fitted(self.tokens, limits.tokens_per_minute, now_s)
 
     @property
-    def is_full(self) -> bool:
-        return all(bucket is None or bucket.is_full for bucket in (self.requests, self.tokens))
+    def is_idle(self) -> bool:
+        """Whether it is the same as a new one."""
+        full = all(bucket is None or bucket.is_full for bucket in (self.requests, self.tokens))
+        return full and self.running == 0
 
 
 class InProcessBuckets:
-    """Keeps the Limiter protocol; its synchronous methods serve an actor that batches calls.
+    """Keeps the Limiter and the Authority protocol.
 
-    clock: seconds, monotonic. A reservation that is never settled (its replica died) stays spent,
-    because its tokens may have been used, and costs the account at most what refills in a minute;
-    only its record is dropped, after `ttl_s`, so that a later settlement changes nothing.
-    Reserving twice under one id while it is open charges once: a caller may repeat a lost call.
+    clock: seconds. A reservation that is never settled (its replica died) stays spent, because its
+    tokens may have been used, and costs the account at most what refills in a minute; its record is
+    dropped after `ttl_s`, so that a later settlement changes nothing, and it no longer counts as
+    running. Reserving twice under one id while it is open charges once.
     """
 
     def __init__(
@@ -55,47 +68,47 @@ class InProcessBuckets:
         """Take a request and its tokens, both or neither."""
         return self.reserve_one(reservation)
 
-    async def settle(self, reservation_id: str, used_tokens: int) -> None:
+    async def settle(self, reservation: Reservation, used_tokens: int) -> None:
         """Return what was not used, or take what was used beyond. Once: then it is forgotten."""
-        self.settle_one(reservation_id, used_tokens)
+        self.settle_one(reservation.reservation_id, used_tokens)
+
+    async def call(self, batch: Batch) -> list[Decision]:
+        """Charge, settle and decide, each in the order given."""
+        for reservation in batch.charges:
+            self.charge_one(reservation)
+        for reservation, used_tokens in batch.settlements:
+            self.settle_one(reservation.reservation_id, used_tokens)
+        return self.reserve_many(batch.reservations)
 
     def reserve_many(self, reservations: Iterable[Reservation]) -> list[Decision]:
         """Decide several in their order."""
         return [self.reserve_one(reservation) for reservation in reservations]
 
-    def settle_many(self, settlements: Iterable[tuple[str, int]]) -> None:
-        """Settle several, each a reservation's id and the tokens that it used."""
-        for reservation_id, used_tokens in settlements:
-            self.settle_one(reservation_id, used_tokens)
-
     def reserve_one(self, reservation: Reservation) -> Decision:
         """Decide one reservation, see `reserve`."""
-        now_s = self._now_s()
-        self._drop_expired(now_s)
-        self._drop_idle(now_s)
-        pairs = self._pairs_of(reservation, now_s)
-        if reservation.reservation_id in self._open:
-            return _decision(pairs)
-        refused = _longest_refusal(pairs, reservation.tokens)
-        if refused is not None:
-            return _decision(pairs, refused)
-        for pair in pairs:
-            if pair.requests is not None:
-                pair.requests.take(1)
-            if pair.tokens is not None:
-                pair.tokens.take(reservation.tokens)
-        self._open[reservation.reservation_id] = (reservation, now_s + self._ttl_s)
+        pairs = self._pairs_of(reservation, self._advance())
+        if reservation.reservation_id not in self._open:
+            refused = _longest_refusal(pairs, reservation)
+            if refused is not None:
+                return _decision(pairs, refused)
+            self._take(reservation, pairs)
         return _decision(pairs)
+
+    def charge_one(self, reservation: Reservation) -> None:
+        """Take what was admitted elsewhere, even into debt."""
+        now_s = self._advance()
+        if reservation.reservation_id not in self._open:
+            self._take(reservation, self._pairs_of(reservation, now_s))
 
     def settle_one(self, reservation_id: str, used_tokens: int) -> None:
         """Settle one reservation, see `settle`."""
-        now_s = self._now_s()
-        self._drop_expired(now_s)
+        now_s = self._advance()
         reservation, _ = self._open.pop(reservation_id, (None, 0.0))
         if reservation is None:
             return
         unused = reservation.tokens - max(0, used_tokens)
         for pair in self._pairs_of(reservation, now_s):
+            pair.running = max(0, pair.running - 1)
             if pair.tokens is None:
                 continue
             if unused >= 0:
@@ -103,17 +116,51 @@ class InProcessBuckets:
             else:
                 pair.tokens.take(-unused)
 
-    def _now_s(self) -> float:
-        """Return the latest time seen: a dropped bucket must not come back in its own past."""
-        self._latest_s = max(self._latest_s, self._clock())
-        return self._latest_s
+    def seed(self, claim: Claim, requests: int | None, tokens: int | None, at_s: float) -> None:
+        """Begin a claim's buckets with what was left at a time, unless they are there already."""
+        if claim.bucket in self._pairs:
+            return
+        limits = claim.limits
+        self._pairs[claim.bucket] = _Pair(
+            _begun(limits.requests_per_minute, requests, at_s),
+            _begun(limits.tokens_per_minute, tokens, at_s),
+        )
+
+    def snapshot(self) -> bytes:
+        """Return all that is kept, for `restore`."""
+        return pickle.dumps((self._advance(), self._pairs, self._open))
+
+    def restore(self, snapshot: bytes) -> None:
+        """Go on from a snapshot of this class's own; the time since then refills."""
+        self._latest_s, self._pairs, self._open = pickle.loads(snapshot)  # noqa: S301
+
+    def _advance(self) -> float:
+        """Return the latest time seen, having dropped what is over by then.
+
+        A dropped bucket must not come back in its own past.
+        """
+        now_s = self._latest_s = max(self._latest_s, self._clock())
+        self._drop_expired(now_s)
+        self._drop_idle(now_s)
+        return now_s
+
+    def _take(self, reservation: Reservation, pairs: list[_Pair]) -> None:
+        for pair in pairs:
+            pair.running += 1
+            if pair.requests is not None:
+                pair.requests.take(1)
+            if pair.tokens is not None:
+                pair.tokens.take(reservation.tokens)
+        self._open[reservation.reservation_id] = (reservation, self._latest_s + self._ttl_s)
 
     def _drop_expired(self, now_s: float) -> None:
         while self._open:
-            reservation_id, (_, expires_s) = next(iter(self._open.items()))
+            reservation_id, (reservation, expires_s) = next(iter(self._open.items()))
             if now_s < expires_s and len(self._open) < MAX_RESERVATIONS:
                 return
             del self._open[reservation_id]
+            for pair in self._pairs_of(reservation, now_s):
+                pair.running = max(0, pair.running - 1)
 
     def _drop_idle(self, now_s: float) -> None:
         """Look at the longest unused pairs: a full one is the same as none."""
@@ -122,7 +169,7 @@ class InProcessBuckets:
             for bucket in (pair.requests, pair.tokens):
                 if bucket is not None:
                     bucket.refill(now_s)
-            if pair.is_full:
+            if pair.is_idle:
                 del self._pairs[name]
             else:
                 self._pairs.move_to_end(name)
@@ -135,6 +182,21 @@ class InProcessBuckets:
         self._pairs.move_to_end(name)
         pair.refill(limits, now_s)
         return pair
+
+
+def tightest(states: Iterable[BucketState | None]) -> BucketState | None:
+    """Return the state with the least left, None where nothing is limited."""
+    limited = [state for state in states if state is not None]
+    return min(limited, key=lambda state: state.remaining, default=None)
+
+
+def _begun(capacity: int | None, left: int | None, at_s: float) -> Bucket | None:
+    if capacity is None:
+        return None
+    bucket = Bucket.full(capacity, at_s)
+    if left is not None:
+        bucket.take(max(0, capacity - left))
+    return bucket
 
 
 def _fitted(bucket: Bucket | None, capacity: int | None, now_s: float) -> Bucket | None:
@@ -152,18 +214,22 @@ class _Refusal(NamedTuple):
     """What stands in the way; wait_s: for how long, None for ever."""
 
     limited: Limited
-    bucket: Bucket
+    bucket: Bucket | None
     wait_s: float | None
 
 
-def _longest_refusal(pairs: list[_Pair], tokens: int) -> _Refusal | None:
-    """Return the bucket that refuses for the longest time, None where none does."""
+def _longest_refusal(pairs: list[_Pair], reservation: Reservation) -> _Refusal | None:
+    """Return what refuses for the longest time, None where nothing does."""
     refusals = []
-    for pair in pairs:
+    for pair, claim in zip(pairs, reservation.claims, strict=True):
+        most = claim.limits.concurrent_requests
+        if most is not None and pair.running >= most:
+            refusals.append(_Refusal("concurrency", None, BUSY_S))
         if pair.requests is not None:
             refusals.append(_Refusal("requests", pair.requests, pair.requests.wait_s(1)))
         if pair.tokens is not None:
-            refusals.append(_Refusal("tokens", pair.tokens, pair.tokens.wait_s(tokens)))
+            wait_s = pair.tokens.wait_s(reservation.tokens)
+            refusals.append(_Refusal("tokens", pair.tokens, wait_s))
     longest = max(refusals, key=_wait_s, default=None)
     return longest if longest is not None and _wait_s(longest) > 0 else None
 
@@ -173,24 +239,19 @@ def _wait_s(refusal: _Refusal) -> float:
 
 
 def _decision(pairs: list[_Pair], refusal: _Refusal | None = None) -> Decision:
-    requests = _tightest([pair.requests for pair in pairs])
-    tokens = _tightest([pair.tokens for pair in pairs])
+    requests = tightest(_state(pair.requests) for pair in pairs)
+    tokens = tightest(_state(pair.tokens) for pair in pairs)
     if refusal is not None and refusal.limited == "requests":
-        requests = refusal.bucket
-    elif refusal is not None:
-        tokens = refusal.bucket
+        requests = _state(refusal.bucket)
+    elif refusal is not None and refusal.limited == "tokens":
+        tokens = _state(refusal.bucket)
     return Decision(
         admitted=refusal is None,
-        requests=_state(requests),
-        tokens=_state(tokens),
+        requests=requests,
+        tokens=tokens,
         limited=refusal.limited if refusal else None,
         retry_after_s=refusal.wait_s if refusal else None,
     )
-
-
-def _tightest(buckets: list[Bucket | None]) -> Bucket | None:
-    limited = [bucket for bucket in buckets if bucket is not None]
-    return min(limited, key=lambda bucket: bucket.remaining, default=None)
 
 
 def _state(bucket: Bucket | None) -> BucketState | None:

@@ -14,6 +14,7 @@ from omai_ray.identity.principal import Principal
 from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.durations import go_duration
 from omai_ray.quota.protocol import (
+    BUSY_S,
     BucketState,
     Claim,
     Decision,
@@ -38,14 +39,15 @@ class Permit:
 
     def __init__(
         self,
-        limiter: Limiter | None,
-        reservation_id: str,
+        limiter: Limiter,
+        reservation: Reservation,
         headers: Mapping[str, str],
-        count: Callable[[int], None],
+        count: Callable[[int], Callable[[], None]],
     ) -> None:
         self.headers = dict(headers)
+        self._recorded: Callable[[], None] | None = None
         self._limiter = limiter
-        self._reservation_id = reservation_id
+        self._reservation = reservation
         self._count = count
         self._settled = False
         self._settling: asyncio.Task[None] | None = None
@@ -57,12 +59,17 @@ class Permit:
         """
         if not self._settled:
             self._settled = True
-            self._count(used_tokens)
-            if self._limiter is not None:
-                settlement = _settle(self._limiter, self._reservation_id, used_tokens)
-                self._settling = _spawn(settlement)
+            self._recorded = self._count(used_tokens)
+            if self._reservation.claims:
+                self._settling = _spawn(_settle(self._limiter, self._reservation, used_tokens))
         if self._settling is not None:
             await asyncio.shield(self._settling)
+
+    def recorded(self) -> None:
+        """Say that the ledger has, or has lost, what was settled."""
+        if self._recorded is not None:
+            self._recorded()
+            self._recorded = None
 
 
 class Gate:
@@ -83,25 +90,25 @@ class Gate:
         be unique.
         """
         claims = _claims(principal, limits_of(principal.tier, self._tiers))
-        reservation_id = f"{request_id}.{secrets.token_hex(8)}"
+        reservation = Reservation(f"{request_id}.{secrets.token_hex(8)}", claims, tokens)
         await self._budgets.require(principal, tokens)
 
-        def count(used_tokens: int) -> None:
-            self._budgets.add(principal, used_tokens)
+        def count(used_tokens: int) -> Callable[[], None]:
+            return self._budgets.add(principal, used_tokens)
 
         if not claims:
-            return Permit(None, reservation_id, {}, count)
-        decision = await self._reserve(Reservation(reservation_id, claims, tokens))
+            return Permit(self._limiter, reservation, {}, count)
+        decision = await self._reserve(reservation)
         if decision.limited is not None:
-            raise _refused(decision, decision.limited, model, tokens)
-        return Permit(self._limiter, reservation_id, _headers(decision), count)
+            raise _refused(decision, decision.limited, model, tokens, claims)
+        return Permit(self._limiter, reservation, _headers(decision), count)
 
     async def _reserve(self, reservation: Reservation) -> Decision:
         task = asyncio.ensure_future(self._limiter.reserve(reservation))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            _spawn(_return_late(self._limiter, reservation.reservation_id, task))
+            _spawn(_return_late(self._limiter, reservation, task))
             raise
 
 
@@ -114,7 +121,11 @@ def _claims(principal: Principal, of_account: Limits) -> tuple[Claim, ...]:
     return tuple(claim for claim in claims if not claim.limits.unlimited)
 
 
-def _refused(decision: Decision, limited: Limited, model: str, tokens: int) -> RateLimited:
+def _refused(
+    decision: Decision, limited: Limited, model: str, tokens: int, claims: tuple[Claim, ...]
+) -> RateLimited:
+    if limited == "concurrency":
+        return _too_many_at_once(decision, model, claims)
     state = decision.tokens if limited == "tokens" else decision.requests
     limit = state.limit if state else 0
     requested = tokens if limited == "tokens" else 1
@@ -133,6 +144,19 @@ def _refused(decision: Decision, limited: Limited, model: str, tokens: int) -> R
         f"Rate limit reached for {where}, Used {_used(state)}, Requested {requested}. "
         f"Please try again in {_shown_wait(wait_s)}.",
         limited=limited,
+        headers=headers,
+    )
+
+
+def _too_many_at_once(decision: Decision, model: str, claims: tuple[Claim, ...]) -> RateLimited:
+    limits = [claim.limits.concurrent_requests for claim in claims]
+    limit = min(limit for limit in limits if limit is not None)
+    headers = _headers(decision)
+    headers |= {"Retry-After": "1", "retry-after-ms": f"{BUSY_S * 1000:.0f}"}
+    return RateLimited(
+        f"Rate limit reached for {model} on concurrent requests: Limit {limit}, Requested 1. "
+        "Please try again when one of them has ended.",
+        limited="requests",
         headers=headers,
     )
 
@@ -156,24 +180,25 @@ def _headers(decision: Decision) -> dict[str, str]:
     return headers
 
 
-async def _settle(limiter: Limiter, reservation_id: str, used_tokens: int) -> None:
+async def _settle(limiter: Limiter, reservation: Reservation, used_tokens: int) -> None:
     try:
-        await limiter.settle(reservation_id, used_tokens)
+        await limiter.settle(reservation, used_tokens)
     except Exception as error:
-        _log.warning("reservation %s was not settled: %r", reservation_id, error)
+        _log.warning("reservation %s was not settled: %r", reservation.reservation_id, error)
 
 
 async def _return_late(
-    limiter: Limiter, reservation_id: str, reserving: asyncio.Future[Decision]
+    limiter: Limiter, reservation: Reservation, reserving: asyncio.Future[Decision]
 ) -> None:
     """Return the tokens of a reservation whose caller went away while it was made."""
+    name = reservation.reservation_id
     try:
         decision = await reserving
     except Exception as error:
-        _log.warning("reservation %s failed after its caller left: %r", reservation_id, error)
+        _log.warning("reservation %s failed after its caller left: %r", name, error)
         return
     if decision.admitted:
-        await _settle(limiter, reservation_id, 0)
+        await _settle(limiter, reservation, 0)
 
 
 def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

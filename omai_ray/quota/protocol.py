@@ -9,20 +9,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Limited = Literal["requests", "tokens"]
+Limited = Literal["requests", "tokens", "concurrency"]
+BUSY_S = 1.0
+"""When to try again where too many run at once: nobody can know when one ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller may use in a minute; None is unlimited."""
+    """What a caller may use in a minute, and how many requests at once; None is unlimited."""
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
+    concurrent_requests: int | None = None
 
     @property
     def unlimited(self) -> bool:
         """Whether there is nothing to check."""
-        return self.requests_per_minute is None and self.tokens_per_minute is None
+        return (
+            self.requests_per_minute is None
+            and self.tokens_per_minute is None
+            and self.concurrent_requests is None
+        )
+
+    def share(self, parts: int) -> Limits:
+        """Return one part of them, at least 1 of each."""
+
+        def part(limit: int | None) -> int | None:
+            return None if limit is None else max(1, limit // parts)
+
+        return Limits(
+            part(self.requests_per_minute),
+            part(self.tokens_per_minute),
+            part(self.concurrent_requests),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +88,8 @@ class BucketState:
 class Decision:
     """The answer to a reservation: admitted, or what stands in the way.
 
-    limited: the bucket that refused. retry_after_s: when the same request would fit; None where
-    it never can, because it alone exceeds the bucket.
+    limited: the bucket, or number of running requests, that refused. retry_after_s: when the same
+    request would fit; None where it never can, because it alone exceeds the bucket.
     requests, tokens: the buckets after the decision, of several claims' the one that refused or
     has the least left; None where unlimited.
     """
@@ -88,5 +107,32 @@ class Limiter(Protocol):
     async def reserve(self, reservation: Reservation) -> Decision:
         """Take a request and its tokens from all its buckets, or from none."""
 
-    async def settle(self, reservation_id: str, used_tokens: int) -> None:
+    async def settle(self, reservation: Reservation, used_tokens: int) -> None:
         """Return what was reserved and not used, or take what was used beyond it. Idempotent."""
+
+
+Settlement = tuple[Reservation, int]
+"""An admitted request that has ended, and the tokens that it used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is asked of an authority at once, in this order.
+
+    charges: what was admitted without it, to be taken in any case. settlements: what has ended.
+    reservations: what is to be decided.
+    """
+
+    charges: list[Reservation]
+    settlements: list[Settlement]
+    reservations: list[Reservation]
+
+
+class Authority(Protocol):
+    """Keeps the buckets of all accounts for many processes."""
+
+    async def call(self, batch: Batch) -> list[Decision]:
+        """Return a decision for each reservation; raise where it does not answer.
+
+        Asking twice under one id charges once: a call whose answer was lost may be repeated.
+        """

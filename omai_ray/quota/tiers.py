@@ -23,4 +23,4 @@ def limits_of(tier: str, tiers: Mapping[str, Tier]) -> Limits:
         raise PermissionDenied(
             f"The account's tier '{tier}' is not configured. Please contact the administrator."
         )
-    return Limits(found.requests_per_minute, found.tokens_per_minute)
+    return Limits(found.requests_per_minute, found.tokens_per_minute, found.concurrent_requests)

@@ -12,7 +12,7 @@ from omai_ray.store.records import (
     Session,
     User,
 )
-from omai_ray.store.store import Store
+from omai_ray.store.store import Store, is_storable
 
 __all__ = [
     "Account",
@@ -24,4 +24,5 @@ __all__ = [
     "Session",
     "Store",
     "User",
+    "is_storable",
 ]

@@ -48,6 +48,9 @@ _SQLITE_AWAY = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+# Classes of SQLSTATE: connection, rollback (deadlock), resources, an operator's doing, system.
+_POSTGRESQL_AWAY = frozenset({"08", "40", "53", "57", "58"})
+_READ_ONLY = "25006"  # a standby that has not been promoted yet
 _log = logging.getLogger(__name__)
 
 
@@ -162,6 +165,15 @@ async def _translated() -> AsyncIterator[None]:
         raise ServerError("The server had an error while processing your request.") from None
 
 
+def is_storable(text: str) -> bool:
+    """Whether a database can hold a text, and so know it: PostgreSQL takes no NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def overloaded() -> Overloaded:
     """Return the error for a database that is locked or away."""
     return Overloaded(
@@ -172,6 +184,9 @@ def overloaded() -> Overloaded:
 def _is_away(error: Exception) -> bool:
     """Whether the database, not the statement, is at fault."""
     if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None)
+        if state is not None and (state[:2] in _POSTGRESQL_AWAY or state == _READ_ONLY):
+            return True
         code = getattr(error.orig, "sqlite_errorcode", None)
         if code is not None:
             return code & 0xFF in _SQLITE_AWAY  # SQLite calls everything operational

@@ -162,6 +162,9 @@ audit = Table(
     Column("source", String(64)),
     Column("details", Json),
     Index("ix_audit_account_id", "account_id", "id"),
+    Index("ix_audit_actor", "actor", "id"),
+    Index("ix_audit_action", "action", "id"),
+    Index("ix_audit_target", "target", "id"),
 )
 
 # No foreign keys: a usage record is money, and outlives the account and the key it names.

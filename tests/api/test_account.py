@@ -218,3 +218,33 @@ async def test_a_changed_password_renews_the_session_and_ends_the_others(api: Ap
     assert (await api.client.get("/v1/models", auth=auth("bob"))).status_code == 401
     new = auth("bob", "battery staple")
     assert (await api.client.get("/v1/models", auth=new)).status_code == 200
+
+
+async def test_nobody_comes_by_a_key_that_administers(api: Api) -> None:
+    """An owner neither sees nor rotates it; an administrator does."""
+    await api.admin.users.create("root", PASSWORD, account="lab", role="admin")
+    body = {"account": "lab", "role": "admin"}
+    made = (await api.client.post("/v1/admin/keys", auth=auth("root"), json=body)).json()
+    path = f"/v1/account/keys/{made['id']}"
+    for user, status in (("ada", 404), ("bob", 404), ("root", 200)):
+        assert status == (await api.client.get(path, auth=auth(user))).status_code
+        rotated = await api.client.post(f"{path}/rotate", auth=auth(user))
+        assert status == rotated.status_code
+        listed = (await api.client.get("/v1/account/keys", auth=auth(user))).json()["data"]
+        assert (made["id"] in [key["id"] for key in listed]) == (status == 200)
+
+
+async def test_names_of_one_model_may_differ_between_the_lists(api: Api) -> None:
+    """The account's has the model, the key's its alias."""
+    await api.admin.accounts.update("lab", models=[CHAT])
+    key = bearer(str((await make_key(api, "bob", models=["gpt-4o-mini"]))["value"]))
+    for model in (CHAT, "gpt-4o-mini"):
+        expected = 200 if model == "gpt-4o-mini" else 403
+        assert expected == (await api.complete(key, model=model)).status_code
+
+
+@pytest.mark.parametrize("path", ["", "/sessions", "/keys/x"])
+async def test_an_unknown_query_is_refused(api: Api, path: str) -> None:
+    """A misspelt wish does not pass unseen."""
+    response = await api.client.get(f"/v1/account{path}?lmit=1", auth=auth("ada"))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "lmit")

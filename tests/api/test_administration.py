@@ -254,8 +254,49 @@ async def test_the_audit_log_tells_who_did_what(api: Api, call: Call) -> None:
     )
     assert created["source"] == "127.0.0.1"
     (failed,) = [entry for entry in entries if entry["outcome"] == "failure"]
-    assert ("session.login", "anonymous") == (failed["action"], failed["actor"])
+    assert ("password.check", "anonymous") == (failed["action"], failed["actor"])
     for secret in (made.json()["value"].split("_")[1], PASSWORD, "wrong password"):
         assert secret not in log.text
     account = (await call("GET", "/audit?account=lab")).json()["data"]
     assert ["key.create", "account.create"] == [entry["action"] for entry in account]
+
+
+async def test_a_change_counts_at_once_where_it_is_made(api: Api, call: Call) -> None:
+    """A suspension, a new list of models, and a rotation by the whole key."""
+    await call("POST", "/accounts", json={"name": "lab", "tier": "enterprise"})
+    value = (await call("POST", "/keys", json={"account": "lab"})).json()["value"]
+    for changes, status in (
+        ({"models": [CHAT]}, 403),
+        ({"models": None}, 200),
+        ({"status": "suspended"}, 403),
+        ({"status": "active"}, 200),
+    ):
+        await call("POST", "/accounts/lab", json=changes)
+        assert status == (await api.embed(bearer(value))).status_code
+    await call("POST", f"/keys/{value}/rotate", json={"grace_seconds": 0})
+    assert (await api.embed(bearer(value))).status_code == 401
+
+
+async def test_a_refused_path_leaves_nothing_of_a_key_in_the_audit_log(
+    api: Api, call: Call
+) -> None:
+    """Only the route that it is of."""
+    _, key = await api.key()
+    secret = key.split("_")[1]
+    for path in (f"/v1/admin/keys/{key}", "/v1/admin/users/a%00b", "/v1/admin/users/%1b[2J"):
+        assert (await api.client.get(path, headers=bearer(key))).status_code == 403
+    await api.services.administration.audit.close()
+    log = await call("GET", "/audit?action=admin.access")
+    targets = [entry["target"] for entry in log.json()["data"]]
+    assert ["GET /v1/admin/users/{user}", "GET /v1/admin/keys/{key}"] == targets
+    assert secret[:8] not in log.text
+
+
+async def test_a_body_that_is_declared_as_something_else_is_refused(
+    api: Api, root: httpx.BasicAuth
+) -> None:
+    """Also where a body may be left out."""
+    headers = {"Content-Type": "text/plain"}
+    for path in ("/v1/admin/keys/x/rotate", "/v1/auth/login"):
+        response = await api.client.post(path, auth=root, headers=headers, content=b"{}")
+        assert response.status_code == 415

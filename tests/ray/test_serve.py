@@ -12,7 +12,7 @@ import ray
 from ray.serve import Application
 
 from deployments.app import app
-from deployments.limiter import ACTOR_NAME, NAMESPACE
+from deployments.limiter import NAMESPACE, actor_name
 from omai_ray.errors import ConfigError
 from tests.ray.conftest import Served
 
@@ -71,7 +71,7 @@ def test_a_tier_holds_across_ingress_replicas(served: Served) -> None:
 def test_the_limiters_death_ends_no_service(served: Served) -> None:
     """The actor comes back by itself, and requests wait for it."""
     _, key = served.create_key("pro")
-    actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    actor = ray.get_actor(actor_name(0), namespace=NAMESPACE)
     ray.kill(actor, no_restart=False)
     with served.client(key) as client:
         assert client.post("/v1/embeddings", json=EMBEDDING).status_code == 200

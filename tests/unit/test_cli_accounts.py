@@ -119,7 +119,7 @@ def test_a_key_is_changed_rotated_and_moved_to_a_new_pepper(run: Run, rows: ROW)
         row["tokens_per_minute"],
     )
     assert row["expires"]
-    assert "has version 2" in run("keys", "new-pepper")
+    assert "has version 2" in run("keys", "new-pepper", "--after", "0s")
     second = keys.parse(run("keys", "rotate", parsed.key_id, "--grace", "1h", "--quiet").strip())
     assert second is not None
     listed = {row["id"]: row for row in rows("keys", "list", "--account", "lab")}
@@ -244,3 +244,40 @@ def test_the_schema_is_shown_and_upgraded(
     connection.commit()
     connection.close()
     assert "run 'omai-ray db upgrade'" in fails(capsys, "keys", "list")
+
+
+def test_a_name_that_is_taken_does_not_keep_the_server_from_starting(
+    run: Run, rows: ROW, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An account of that name gets the administrator; a user of that name is left alone."""
+    run("accounts", "create", "admin", "--tier", "basic")
+    assert make_first_administrator(load_settings()) is not None
+    assert [("admin", "admin", "admin")] == [
+        (row["name"], row["account"], row["role"]) for row in rows("users", "list")
+    ]
+
+
+def test_a_user_called_admin_is_no_administrator(run: Run, rows: ROW) -> None:
+    """Nor made one."""
+    run("users", "create", "admin", "--tier", "basic", "--password-stdin", stdin="correct horse")
+    assert make_first_administrator(load_settings()) is None
+    assert ["owner"] == [row["role"] for row in rows("users", "list")]
+
+
+def test_a_key_that_cannot_be_leaves_no_account_behind(
+    rows: ROW, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All or nothing."""
+    fails(capsys, "keys", "create", "--tier", "pro", "--models", "gpt-9")
+    fails(capsys, "keys", "create", "--tier", "pro", "--expires-in", "999999999d")
+    assert [] == rows("accounts", "list")
+
+
+def test_a_password_that_is_no_text_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no UTF-8 come in as half surrogates."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct \udcff horse\n"))
+    assert "Invalid 'password'" in fails(
+        capsys, "users", "create", "ada", "--tier", "basic", "--password-stdin"
+    )

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from omai_ray.errors import InvalidRequest, NotFound
+from omai_ray.errors import InvalidRequest, NotFound, Overloaded
 from omai_ray.identity import keys as key_format
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.api_keys import Within
+from omai_ray.identity.registry import Registry
 from omai_ray.store import Store
 from omai_ray.store.tables import api_keys
 
@@ -51,6 +54,7 @@ async def test_a_key_is_shown_once_and_stored_as_a_mac(
         ({"expires": 1_700_000_000.0}, "must lie in the future"),
         ({"expires": float("nan")}, "must lie in the future"),
         ({"expires": float("inf")}, "must lie in the future"),
+        ({"expires": 1e11}, "at most 100 years ahead"),
         ({"requests_per_minute": 0}, "Invalid 'requests_per_minute'"),
         ({"tokens_per_minute": -1}, "Invalid 'tokens_per_minute'"),
         ({"models": ["nosuch"]}, "no model 'nosuch'"),
@@ -179,3 +183,51 @@ async def test_only_a_key_that_works_is_rotated_and_once(admin: Administration, 
         with pytest.raises(InvalidRequest, match="Invalid 'grace_seconds'"):
             await admin.keys.rotate(new.id, grace_s=grace_s)
     assert 4 == len((await admin.keys.list()).items)
+
+
+async def test_simultaneous_rotations_make_one_key(
+    admin: Administration, registry: Registry, database_url: str
+) -> None:
+    """The other is told that it has been done."""
+    key, _ = await admin.keys.create("ada")
+    other = await Store.open(database_url)
+    elsewhere = Administration(replace(registry, store=other))
+    outcomes = await asyncio.gather(
+        admin.keys.rotate(key.id), elsewhere.keys.rotate(key.id), return_exceptions=True
+    )
+    await other.close()
+
+    refused = (InvalidRequest, Overloaded)  # SQLite: the other holds the lock
+    assert 1 == sum(isinstance(outcome, refused) for outcome in outcomes)
+    assert 2 == len((await admin.keys.list()).items)
+
+
+async def test_an_account_has_only_so_many_live_keys(
+    admin: Administration, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revoked and expired ones do not count."""
+    monkeypatch.setattr("omai_ray.identity.api_keys.MAX_KEYS", 2)
+    first, _ = await admin.keys.create("ada")
+    await admin.keys.create("ada", expires=clock.now_s + 10)
+    with pytest.raises(InvalidRequest, match="has 2 live keys; the limit is 2"):
+        await admin.keys.create("ada")
+    await admin.keys.revoke(first.id)
+    await admin.keys.create("ada")
+    clock.now_s += 10
+    await admin.keys.create("ada")
+
+
+@pytest.mark.parametrize("reference", ["a\0b", "\ud800", "x" * 5000])
+async def test_what_no_database_can_hold_is_not_there(
+    admin: Administration, reference: str
+) -> None:
+    """PostgreSQL would fail at it."""
+    for asking in (
+        admin.keys.get(reference),
+        admin.accounts.get(reference),
+        admin.users.get(reference),
+    ):
+        with pytest.raises(NotFound):
+            await asking
+    with pytest.raises(InvalidRequest, match="Invalid 'after'"):
+        await admin.keys.list(after=reference)

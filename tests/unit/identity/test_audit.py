@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from omai_ray.errors import InvalidRequest, NotFound, OMAiError
@@ -31,7 +31,7 @@ async def test_every_change_has_its_entry(admin: Administration, clock: Any) -> 
     await root.accounts.update("lab", tier="pro", monthly_tokens=5)
     user = await root.users.create("ada", "correct horse", account="lab")
     await root.users.update("ada", role="owner", password="battery staple")
-    key, text = await root.keys.create("lab", name="laptop")
+    key, text = await root.keys.create("lab", name="laptop", models=["gpt"])
     await root.keys.update(key.id, name="server")
     new, _ = await root.keys.rotate(key.id, grace_s=60)
     await root.keys.revoke(key.id)
@@ -45,7 +45,7 @@ async def test_every_change_has_its_entry(admin: Administration, clock: Any) -> 
         ("user.create", user.id, {"name": "ada", "role": "member"}),
         ("user.update", user.id, {"role": "owner"}),
         ("user.password", user.id, None),
-        ("key.create", key.id, {"name": "laptop", "role": "member"}),
+        ("key.create", key.id, {"name": "laptop", "role": "member", "models": ["gpt"]}),
         ("key.update", key.id, {"name": "server"}),
         ("key.rotate", key.id, {"replaced_by": new.id, "until": clock.now_s + 60}),
         ("key.revoke", key.id, {"name": "server"}),
@@ -72,10 +72,18 @@ async def test_what_fails_has_no_entry(admin: Administration) -> None:
     assert ["account.create"] == [entry.action for entry in (await admin.audit.list()).items]
 
 
-async def test_nobody_can_change_or_remove_an_entry(admin: Administration, store: Store) -> None:
+async def test_nobody_can_change_or_remove_an_entry(
+    admin: Administration, store: Store, database_url: str
+) -> None:
     """The database itself refuses."""
     await admin.accounts.create("lab", "basic")
-    for statement in (update(audit).values(actor="nobody"), delete(audit)):
+    replacing = insert(audit).values(
+        id=1, at=0.0, actor="nobody", action="key.create", outcome="success"
+    )
+    statements = [update(audit).values(actor="nobody"), delete(audit), replacing]
+    if "sqlite" in database_url:
+        statements.append(replacing.prefix_with("OR REPLACE"))
+    for statement in statements:
         with pytest.raises((DBAPIError, OMAiError)):
             async with store.writing() as connection:
                 await connection.execute(statement)
@@ -143,3 +151,28 @@ async def test_a_missing_thing_is_named(admin: Administration) -> None:
         with pytest.raises(NotFound) as caught:
             await admin.accounts.get(reference)
         assert len(caught.value.message) < 80
+
+
+async def test_the_same_refusal_is_written_once_a_minute(registry: Registry, clock: Any) -> None:
+    """An entry stays for ever: nobody can fill the log by being refused."""
+    log = registry.audit
+    for number in range(300):
+        log.note(log.entry(ROOT, "admin.access", f"/{number % 2}", None, outcome="denied"))
+        clock.now_s += 1.0
+    await log.close()
+
+    assert 10 == len((await log.list()).items)
+
+
+async def test_an_entry_that_cannot_be_kept_keeps_no_other_out(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It alone goes to the process's log."""
+    log = registry.audit
+    for target in ("/a", None, "/b"):
+        entry = log.entry(ROOT, "admin.access", target, None, outcome="denied")
+        log.note({**entry, "outcome": None} if target is None else entry)
+    await log.close()
+
+    assert ["/b", "/a"] == [entry.target for entry in (await log.list()).items]
+    assert "not in the audit log" in caplog.text

@@ -533,13 +533,14 @@ async def test_logins_and_logouts_are_audited(
     await failure(authenticator, basic("ada", "wrong horse"))
     await failure(authenticator, basic("hunter2", "ada"))
     await admin.audit.close()
-    entries = (await admin.audit.list()).items[:4]
+    entries = (await admin.audit.list()).items[:5]
 
     assert {
         ("session.login", user.id, user.id, "success"),
         ("session.logout", user.id, user.id, "success"),
-        ("session.login", "anonymous", user.id, "failure"),
-        ("session.login", "anonymous", None, "failure"),
+        ("password.check", user.id, user.id, "success"),
+        ("password.check", "anonymous", user.id, "failure"),
+        ("password.check", "anonymous", None, "failure"),
     } == {(entry.action, entry.actor, entry.target, entry.outcome) for entry in entries}
     assert {HERE} == {entry.source for entry in entries}
     assert "hunter2" not in str(entries)
@@ -612,20 +613,27 @@ async def test_a_hash_with_old_parameters_is_made_anew_at_login(
 async def test_keys_move_to_a_new_pepper_when_they_are_used(
     registry: Registry, admin: Administration, key: str, clock: Any, tmp_path: Path
 ) -> None:
-    """Replicas learn of the new one by the keys that are made with it; then the old one may go."""
+    """From its time on, in processes that run all along; then the old one may go."""
     path = tmp_path / "pepper"
     path.write_text(f"1 {(b'p' * 32).hex()}\n")
-    running = Authenticator(replace(registry, peppers=Peppers.load(path)), monotonic=clock)
+    started = Peppers(Peppers.load(path)._by_version, path, clock)
+    running = Authenticator(replace(registry, peppers=started), monotonic=clock)
+    ours = Administration(replace(registry, peppers=started))
     await running.authenticate([bearer(key)], HERE)
-    assert 2 == add_version(path)
-    newer = Administration(replace(registry, peppers=Peppers.load(path)))
-    record, made = await newer.keys.create("ada")
+    assert 2 == add_version(path, clock.now_s + 3600)
+    clock.now_s += 6
+    await running.authenticate([bearer(key)], HERE)
+    record, made = await ours.keys.create("ada")
+    assert 1 == record.pepper_version  # its time has not come
+
+    clock.now_s += 3600
+    record, made = await ours.keys.create("ada")
     assert 2 == record.pepper_version
     assert record.id == (await running.authenticate([bearer(made)], HERE)).key_id
-
     await running.authenticate([bearer(key)], HERE)
     await asyncio.gather(*running._renewals.values())
-    assert {2} == {item.pepper_version for item in (await admin.keys.list()).items}
+    versions = {item.id: item.pepper_version for item in (await admin.keys.list()).items}
+    assert [2, 2] == [versions[text[8:20]] for text in (key, made)]
     path.write_text(path.read_text().splitlines()[1])
     restarted = Authenticator(replace(registry, peppers=Peppers.load(path)), monotonic=clock)
     for text in (key, made):
@@ -667,3 +675,69 @@ async def test_a_silent_database_is_answered_for_within_a_quarter_of_a_second(
         assert isinstance(error, Overloaded)
         assert "1" == error.headers["Retry-After"]
     await other.close()
+
+
+async def test_a_password_that_was_changed_elsewhere_begins_no_session(
+    registry: Registry, admin: Administration, authenticator: Authenticator, key: str
+) -> None:
+    """Though it is still remembered here, and the user's row believed."""
+    header = basic("ada", "correct horse")
+    await authenticator.authenticate([header], HERE)
+    await admin.users.update("ada", password="battery staple")
+    with pytest.raises(Unauthorized):
+        await authenticator.login([header], None, HERE)
+    entry = await authenticator.verify_password("ada", "correct horse", HERE)
+    with pytest.raises(Unauthorized):
+        await admin.users.update("ada", verified=entry.user.password_hash, password="mallory's own")
+    await admin.users.delete("ada")
+    with pytest.raises(Unauthorized):
+        await authenticator.login([header], None, HERE)
+    fresh = Authenticator(registry)
+    with pytest.raises(Unauthorized):
+        await fresh.authenticate([header], HERE)
+    await fresh.close()
+
+
+async def test_a_user_has_only_so_many_sessions(
+    authenticator: Authenticator,
+    admin: Administration,
+    key: str,
+    clock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The oldest make way."""
+    monkeypatch.setattr("omai_ray.identity.sessions.MAX_SESSIONS", 3)
+    header = basic("ada", "correct horse")
+    ids = []
+    for _ in range(5):
+        principal, _ = await authenticator.login([header], None, HERE)
+        ids.append(principal.session_id)
+        clock.now_s += 1
+    user = await admin.users.get("ada")
+
+    assert ids[:1:-1] == [session.id for session in await authenticator.sessions.list(user.id)]
+
+
+async def test_a_name_that_no_database_can_hold_is_an_unknown_user(
+    authenticator: Authenticator, key: str
+) -> None:
+    """Whoever sends it is told what any wrong caller is."""
+    error = await failure(authenticator, basic("ada\0", "correct horse"))
+    assert (401, "Incorrect username or password.") == (error.status, error.message)
+
+
+async def test_times_of_last_use_are_written_in_one_order(
+    registry: Registry, authenticator: Authenticator, admin: Administration, database_url: str
+) -> None:
+    """Replicas that note the same keys in different order do not wait for each other."""
+    await admin.accounts.create("ada", "basic")
+    made = [(await admin.keys.create("ada"))[1] for _ in range(40)]
+    store = await Store.open(database_url)
+    other = Authenticator(replace(registry, store=store))
+    for one, two in zip(made, reversed(made), strict=True):
+        await authenticator.authenticate([bearer(one)], HERE)
+        await other.authenticate([bearer(two)], HERE)
+    await asyncio.gather(authenticator._key_touches.close(), other._key_touches.close())
+    assert all(key.last_used for key in (await admin.keys.list()).items)
+    await other.close()
+    await store.close()

@@ -64,7 +64,7 @@ def test_a_new_version_leaves_the_old_ones(tmp_path: Path) -> None:
     """The file stays its owner's alone, and no draft is left behind."""
     path = tmp_path / "pepper"
     first = Peppers.load(path)
-    assert 2 == add_version(path)
+    assert 2 == add_version(path, 0.0)
     second = Peppers.load(path)
 
     assert (first.current, 2) == (second.get(1), second.version)
@@ -81,6 +81,19 @@ async def test_another_databases_pepper_is_refused(tmp_path: Path, store: Store)
         await ours.check(store)
     with pytest.raises(ConfigError, match=r"theirs: version 1 is not the pepper .* pepper_file"):
         await theirs.check(store)
-    add_version(tmp_path / "ours")
+    add_version(tmp_path / "ours", 0.0)
     ours.reload()
     await ours.check(store)
+
+
+def test_a_version_is_used_from_its_time_on(tmp_path: Path) -> None:
+    """Until then every node gets the file."""
+    now = [1000.0]
+    Peppers.load(tmp_path / "pepper")
+    add_version(tmp_path / "pepper", 1500.0)
+    by_version = Peppers.load(tmp_path / "pepper")._by_version
+    peppers = Peppers(by_version, clock=lambda: now[0])
+
+    assert (1, True) == (peppers.version, peppers.get(2) is not None)
+    now[0] = 1500.0
+    assert 2 == peppers.version

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import select
 
-from omai_ray.errors import InvalidRequest, NotFound
+from omai_ray.errors import InvalidRequest, NotFound, Overloaded
 from omai_ray.identity.administration import Administration
+from omai_ray.identity.registry import Registry
 from omai_ray.store import Store
 from omai_ray.store.tables import users
 
@@ -108,7 +112,58 @@ async def test_the_last_administrator_stays(admin: Administration) -> None:
     await admin.users.create("root", "correct horse", tier="basic", role="admin")
     assert await admin.users.has_administrator()
     for changing in (admin.users.delete("root"), admin.users.update("root", role="owner")):
-        with pytest.raises(InvalidRequest, match="'root' is the only administrator"):
+        with pytest.raises(InvalidRequest, match="Nobody could administer"):
             await changing
     await admin.users.create("toor", "correct horse", tier="basic", role="admin")
     assert "owner" == (await admin.users.update("root", role="owner")).role
+
+
+async def test_administrators_who_leave_at_once_do_not_both(
+    admin: Administration, registry: Registry, database_url: str
+) -> None:
+    """One of two simultaneous demotions is refused, from whatever process it comes."""
+    for name in ("root", "toor"):
+        await admin.users.create(name, "correct horse", tier="basic", role="admin")
+    other = await Store.open(database_url)
+    elsewhere = Administration(replace(registry, store=other))
+    outcomes = await asyncio.gather(
+        admin.users.update("root", role="member"),
+        elsewhere.users.update("toor", role="member"),
+        return_exceptions=True,
+    )
+    await other.close()
+
+    refused = (InvalidRequest, Overloaded)  # SQLite: the other holds the lock
+    assert 1 == sum(isinstance(outcome, refused) for outcome in outcomes)
+    assert await admin.users.has_administrator()
+
+
+async def test_the_last_administrators_account_is_not_suspended(admin: Administration) -> None:
+    """Nobody could make it active again over HTTP."""
+    root = await admin.users.create("root", "correct horse", tier="basic", role="admin")
+    with pytest.raises(InvalidRequest, match="Nobody could administer"):
+        await admin.accounts.update("root", status="suspended")
+    await admin.users.create("toor", "correct horse", tier="basic", role="admin")
+    await admin.accounts.update("root", status="suspended")
+    with pytest.raises(InvalidRequest, match="Nobody could administer"):
+        await admin.users.delete("toor")
+    assert root
+
+
+@pytest.mark.parametrize("leaving", ["demoted", "deleted"])
+async def test_who_administers_no_longer_loses_the_keys_made_for_it(
+    admin: Administration, leaving: str
+) -> None:
+    """The other keys that they made stay."""
+    for name in ("root", "toor"):
+        await admin.users.create(name, "correct horse", tier="basic", role="admin")
+    user = await admin.users.get("root")
+    power, _ = await admin.keys.create("root", role="admin", created_by=user.id)
+    plain, _ = await admin.keys.create("root", created_by=user.id)
+    if leaving == "demoted":
+        await admin.users.update("root", role="member")
+    else:
+        await admin.users.delete("root")
+
+    assert (await admin.keys.get(power.id)).revoked_at is not None
+    assert (await admin.keys.get(plain.id)).revoked_at is None

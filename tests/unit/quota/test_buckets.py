@@ -102,7 +102,8 @@ def test_settling_twice_returns_tokens_once(clock: Any) -> None:
     """Idempotent, also when the second differs."""
     kept = InProcessBuckets(clock)
     kept.reserve_many([ask("a", 10_000), ask("b", 20_000)])
-    kept.settle_many([("a", 4_000), ("a", 0), ("a", 10_000), ("unknown", 0)])
+    for name, used in (("a", 4_000), ("a", 0), ("a", 10_000), ("unknown", 0)):
+        kept.settle_one(name, used)
 
     assert 16_000 == tokens_left(kept)
 
@@ -165,7 +166,8 @@ def test_idle_accounts_take_no_memory(clock: Any) -> None:
     """A full bucket is the same as none; one in debt is kept until it has paid."""
     kept = InProcessBuckets(clock)
     kept.reserve_many(ask(str(number), 40_000, bucket=f"acct_{number}") for number in range(100))
-    kept.settle_one("7", 80_000)
+    for number in range(100):
+        kept.settle_one(str(number), 80_000 if number == 7 else 40_000)
     assert 100 == len(kept._pairs)
     clock.now_s += 60.0
     kept.reserve_many(ask(f"again{number}", 1, bucket="acct_new") for number in range(60))
@@ -197,7 +199,7 @@ async def test_the_asynchronous_methods_decide_the_same(clock: Any) -> None:
     kept = InProcessBuckets(clock)
     assert (await kept.reserve(ask("a", 40_000))).admitted
     assert not (await kept.reserve(ask("b", 1))).admitted
-    await kept.settle("a", 0)
+    await kept.settle(ask("a", 40_000), 0)
     assert (await kept.reserve(ask("c", 40_000))).admitted
 
 

@@ -77,3 +77,18 @@ async def test_an_account_without_a_budget_costs_no_query(
     await budgets.require(free, 10**12)
     budgets.add(free, 10**12)
     assert 0 == ledger.queries
+
+
+async def test_what_is_used_counts_until_the_ledger_has_it_and_then_once(
+    ledger: Ledger, clock: Any
+) -> None:
+    """However slow the ledger is, and whenever it is read again."""
+    budgets = MonthlyBudgets(ledger.spent_in, clock, ttl_s=0.0)
+    clock.now_s = 1_796_083_200.0 - 10
+    recorded = budgets.add(ADA, 600)
+    with pytest.raises(QuotaExceeded, match="Used 1000"):
+        await budgets.require(ADA, 1)
+    ledger.spent["2026-11"] += 600
+    recorded()
+    with pytest.raises(QuotaExceeded, match="Used 1000"):
+        await budgets.require(ADA, 1)

@@ -184,10 +184,10 @@ class Held:
         await self.let.wait()
         return decision
 
-    async def settle(self, reservation_id: str, used_tokens: int) -> None:
+    async def settle(self, reservation: Reservation, used_tokens: int) -> None:
         self.reached.set()
         await self.let.wait()
-        self.inner.settle_one(reservation_id, used_tokens)
+        await self.inner.settle(reservation, used_tokens)
         self.settled.set()
 
 
@@ -197,7 +197,7 @@ class Broken:
     async def reserve(self, reservation: Reservation) -> Decision:
         raise ConnectionError("gone")
 
-    async def settle(self, reservation_id: str, used_tokens: int) -> None:
+    async def settle(self, reservation: Reservation, used_tokens: int) -> None:
         raise ConnectionError("gone")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.store import Store, engine
@@ -195,3 +195,20 @@ def test_these_packages_import_neither_torch_nor_ray_nor_fastapi() -> None:
     )
 
     assert ("[]\n", "") == (output.stdout, output.stderr)
+
+
+@pytest.mark.parametrize(
+    ("state", "away"),
+    [("57P03", True), ("53300", True), ("40P01", True), ("25006", True), ("42601", False)],
+)
+async def test_postgresql_says_by_its_code_whether_it_is_away(
+    store: Store, state: str, away: bool
+) -> None:
+    """Starting, full, in a deadlock, not yet promoted: try again; a wrong statement is a defect."""
+
+    class Told(Exception):
+        sqlstate = state
+
+    with pytest.raises(Overloaded if away else ServerError):
+        async with store.reading():
+            raise DBAPIError("SELECT", {}, Told("words"))

@@ -12,6 +12,12 @@ _APPEND_ONLY_SQLITE = """
 CREATE TRIGGER audit_no_{verb} BEFORE {verb} ON audit
 BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END
 """
+# INSERT OR REPLACE fires no trigger of DELETE.
+_NO_REPLACE_SQLITE = """
+CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit
+WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)
+BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END
+"""
 _APPEND_ONLY_POSTGRESQL = """
 CREATE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$
@@ -120,13 +126,15 @@ def _create_audit() -> None:
         sa.Column("details", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_audit"),
     )
-    op.create_index("ix_audit_account_id", "audit", ["account_id", "id"])
+    for column in ("account_id", "actor", "action", "target"):
+        op.create_index(f"ix_audit_{column}", "audit", [column, "id"])
     if op.get_bind().dialect.name == "postgresql":
         op.execute(_APPEND_ONLY_POSTGRESQL)
         op.execute(_TRIGGER_POSTGRESQL)
     else:
         for verb in ("UPDATE", "DELETE"):
             op.execute(_APPEND_ONLY_SQLITE.format(verb=verb))
+        op.execute(_NO_REPLACE_SQLITE)
 
 
 def _create_usage_months() -> None:
