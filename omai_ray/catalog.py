@@ -47,6 +47,26 @@ class Replicas(BaseModel):
         return self
 
 
+class Price(BaseModel):
+    """What a million tokens cost, in whatever currency; cached input as other input by default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Annotated[float, Field(ge=0, le=1e6)]
+    output: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    cached_input: Annotated[float, Field(ge=0, le=1e6)] | None = None
+
+    def of(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> float:
+        """Return what a request costs; cached tokens are some of the prompt's."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        millionths = (
+            (prompt_tokens - cached_tokens) * self.input
+            + cached_tokens * cached
+            + completion_tokens * self.output
+        )
+        return millionths / 1e6
+
+
 class ModelSpec(BaseModel):
     """One model of the catalog.
 
@@ -63,6 +83,7 @@ class ModelSpec(BaseModel):
     adapters: LoRA adapters of a chat model, served under names of their own: name -> where from.
     kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
+    price: what a million tokens cost, for the usage ledger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +111,7 @@ class ModelSpec(BaseModel):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     replicas: Replicas = Replicas()
+    price: Price | None = None
 
     @model_validator(mode="after")
     def _supported(self) -> ModelSpec:

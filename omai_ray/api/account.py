@@ -74,7 +74,7 @@ class AccountRoutes:
         )
 
     async def usage(self, request: Request) -> Response:
-        """Answer GET /v1/account/usage."""
+        """Answer GET /v1/usage and GET /v1/account/usage."""
         query = read_query(request, schemas.UsageQuery)
         account_id = principal_of(request).account_id
         return ObjectResponse(await usage_of(self._ledger, account_id, query))
@@ -196,8 +196,9 @@ def add_account_routes(app: FastAPI, routes: AccountRoutes) -> None:
     root = "/v1/account"
     add("GET", root, routes.retrieve, schemas.OwnAccountObject,
         summary="Retrieve your account")  # fmt: skip
-    add("GET", f"{root}/usage", routes.usage, schemas.UsageList,
-        summary="Sum up your usage by model", query=schemas.UsageQuery)  # fmt: skip
+    for path in ("/v1/usage", f"{root}/usage"):
+        add("GET", path, routes.usage, schemas.UsageList,
+            summary="Sum up your usage", query=schemas.UsageQuery)  # fmt: skip
     add("GET", f"{root}/keys", routes.list_keys, schemas.KeyList,
         summary="List your API keys", query=schemas.ListQuery)  # fmt: skip
     add("POST", f"{root}/keys", routes.create_key, new,

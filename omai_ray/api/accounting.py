@@ -42,7 +42,7 @@ class Accountant:
         context.facts |= {"model": spec.name, "account": principal.account_id}
         permit = await self.gate.admit(principal, spec.name, reserved_tokens, context.usage_id)
         context.headers |= permit.headers
-        return Meter(self.ledger, permit, context, principal, spec.name, request.scope["path"])
+        return Meter(self.ledger, permit, context, principal, spec, request.scope["path"])
 
 
 class Meter:
@@ -54,7 +54,7 @@ class Meter:
         permit: Permit,
         context: RequestContext,
         principal: Principal,
-        model: str,
+        spec: ModelSpec,
         endpoint: str,
     ) -> None:
         self.prompt_tokens = 0
@@ -65,11 +65,17 @@ class Meter:
         self._permit = permit
         self._context = context
         self._principal = principal
-        self._model = model
+        self._spec = spec
         self._endpoint = endpoint
         self._started = time()
         self._started_s = perf_counter()
+        self._first_token_s: float | None = None
         self._closing: asyncio.Task[None] | None = None
+
+    def note_first_token(self) -> None:
+        """Say that there is something of the answer; the first call counts."""
+        if self._first_token_s is None:
+            self._first_token_s = perf_counter()
 
     @property
     def total_tokens(self) -> int:
@@ -99,11 +105,13 @@ class Meter:
                 self._permit.recorded()
 
     def _record(self, status: int) -> UsageRecord:
+        price, first_s = self._spec.price, self._first_token_s
+        counts = (self.prompt_tokens, self.completion_tokens, self.cached_tokens)
         return UsageRecord(
             request_id=self._context.usage_id,
             account_id=self._principal.account_id,
             key_id=self._principal.key_id,
-            model=self._model,
+            model=self._spec.name,
             endpoint=self._endpoint,
             status=status,
             prompt_tokens=self.prompt_tokens,
@@ -111,7 +119,9 @@ class Meter:
             cached_tokens=self.cached_tokens,
             started_at=self._started,
             duration_ms=round((perf_counter() - self._started_s) * 1000),
+            first_token_ms=None if first_s is None else round((first_s - self._started_s) * 1000),
             finish_reason=self.finish_reason,
+            cost=None if price is None else price.of(*counts),
         )
 
 

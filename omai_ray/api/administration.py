@@ -236,6 +236,6 @@ def add_admin_routes(app: FastAPI, routes: AdminRoutes) -> None:
     add("POST", f"{root}/keys/{{key}}/rotate", routes.rotate_key, new,
         summary="Replace an API key", body=schemas.RotateKey, body_required=False)  # fmt: skip
     add("GET", f"{root}/usage", routes.usage, schemas.UsageList,
-        summary="Sum up usage by model", query=schemas.AdminUsageQuery)  # fmt: skip
+        summary="Sum up usage", query=schemas.AdminUsageQuery)  # fmt: skip
     add("GET", f"{root}/audit", routes.list_audit, schemas.AuditList,
         summary="Read the audit log", query=schemas.AuditQuery)  # fmt: skip

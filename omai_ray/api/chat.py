@@ -194,6 +194,7 @@ class Answering:
 
     async def _counted(self) -> AsyncIterator[list[ChatDelta]]:
         async for deltas in self._deltas:
+            self._meter.note_first_token()
             self._meter.prompt_tokens = len(self._job.prompt_ids)
             self._meter.completion_tokens += sum(delta.tokens for delta in deltas)
             for delta in deltas:

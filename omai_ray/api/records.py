@@ -14,8 +14,10 @@ from omai_ray.api.validation import read_optional_body
 from omai_ray.errors import InvalidRequest
 from omai_ray.identity.api_keys import KeyChanges
 from omai_ray.identity.paging import Page
-from omai_ray.ledger import UsageLedger
+from omai_ray.ledger import Grouping, UsageLedger
 from omai_ray.store import ApiKey, Session
+
+_GROUPINGS: tuple[Grouping, ...] = ("account", "model", "key")
 
 
 class Frame(TypedDict):
@@ -76,12 +78,15 @@ async def read_rotation(request: Request) -> schemas.RotateKey:
 async def usage_of(
     ledger: UsageLedger, account_id: str | None, query: schemas.UsageQuery
 ) -> schemas.UsageList:
-    """Return what an account, or all, used within a span of time."""
+    """Return what an account, or all, used within a span of time, as the query groups it."""
     if query.end_time is not None and query.end_time <= query.start_time:
         raise InvalidRequest(
             f"Invalid 'end_time': it must be later than 'start_time' ({query.start_time}), got "
             f"{query.end_time}.",
             param="end_time",
         )
-    totals = await ledger.totals_by_model(account_id, query.start_time, query.end_time)
-    return schemas.UsageList(data=[schemas.UsageObject.of(*item) for item in totals.items()])
+    by = {group for group in _GROUPINGS if group in query.group_by.split(",")}
+    if query.bucket_width is not None:
+        by.add("hour" if query.bucket_width == "1h" else "day")
+    rows = await ledger.report(account_id, query.start_time, query.end_time, by)
+    return schemas.UsageList(data=[schemas.UsageObject.of(row) for row in rows])

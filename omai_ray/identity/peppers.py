@@ -1,8 +1,8 @@
 """The secret that key hashes depend on, so that a stolen database alone verifies no key.
 
-It lies in a file of lines of `<version> <hex> [from]`. The highest version whose time (seconds since
-the epoch) has come makes new keys; the others verify older ones, which are stored anew under it when
-they are used. A version is added ahead of its time, so that every node has the file by then.
+It lies in a file of lines of `<version> <hex> [from]`. The highest version whose time (seconds
+since the epoch) has come makes new keys; the others verify older ones, which are stored anew under
+it when they are used. A version is added ahead of its time, so that every node has it by then.
 """
 
 from __future__ import annotations

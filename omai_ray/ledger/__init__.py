@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from omai_ray.ledger.ledger import UsageLedger, UsageRecord, UsageTotals
+from omai_ray.ledger.ledger import Grouping, UsageLedger, UsageRecord, UsageRow, UsageTotals
 
-__all__ = ["UsageLedger", "UsageRecord", "UsageTotals"]
+__all__ = ["Grouping", "UsageLedger", "UsageRecord", "UsageRow", "UsageTotals"]

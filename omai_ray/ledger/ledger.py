@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import AsyncIterator, Collection
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, RowMapping, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.store import Store
 from omai_ray.store.store import overloaded
-from omai_ray.store.tables import usage, usage_months
+from omai_ray.store.tables import usage, usage_hours, usage_months
 
+Grouping = Literal["hour", "day", "account", "model", "key"]
+HOUR_S = 3600
+DAY_S = 86_400
+EXPORT_ROWS = 5000
 MAX_BATCH = 500
 MAX_QUEUED = 10_000
 PATIENCE_S = 15.0
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+_GROUPS = {"account": "account_id", "model": "model", "key": "key_id"}
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +38,8 @@ class UsageRecord:
 
     request_id: made by the server and unique: a second record under it counts as the first one
     again. A client's own x-request-id must not be used, it could repeat one to be counted once.
-    started_at: seconds since the epoch. status: the HTTP status.
+    started_at: seconds since the epoch. status: the HTTP status. first_token_ms: from admission to
+    the first token. cost: by the model's prices at the time, None where it has none.
     """
 
     request_id: str
@@ -46,7 +53,9 @@ class UsageRecord:
     cached_tokens: int
     started_at: float
     duration_ms: int
+    first_token_ms: int | None = None
     finish_reason: str | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class UsageTotals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cost: float = 0.0
 
     def __add__(self, other: UsageTotals) -> UsageTotals:
         return UsageTotals(
@@ -64,7 +74,30 @@ class UsageTotals:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.cost + other.cost,
         )
+
+    @classmethod
+    def of(cls, record: UsageRecord) -> UsageTotals:
+        """Return one request's."""
+        return cls(
+            1,
+            record.prompt_tokens,
+            record.completion_tokens,
+            record.cached_tokens,
+            record.cost or 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """Sums of a report; what it is not grouped by is None. start: seconds since the epoch."""
+
+    start: int | None
+    account_id: str | None
+    model: str | None
+    key_id: str | None
+    totals: UsageTotals
 
 
 class _Queued(NamedTuple):
@@ -119,33 +152,69 @@ class UsageLedger:
                 done.set_exception(overloaded())
         self._queue.clear()
 
-    async def totals(self, account_id: str, since: float = 0.0) -> UsageTotals:
-        """Return an account's sums of the requests that started at `since` or later."""
-        return sum((await self.totals_by_model(account_id, since)).values(), UsageTotals())
+    async def totals(self, account_id: str) -> UsageTotals:
+        """Return an account's sums."""
+        rows = await self.report(account_id, by=())
+        return rows[0].totals if rows else UsageTotals()
 
-    async def totals_by_model(
-        self, account_id: str | None, since: float = 0.0, until: float | None = None
-    ) -> dict[str, UsageTotals]:
-        """Return an account's sums, or all accounts', for each model, by its name.
+    async def report(
+        self,
+        account_id: str | None = None,
+        since: float = 0.0,
+        until: float | None = None,
+        by: Collection[Grouping] = (),
+    ) -> list[UsageRow]:
+        """Return an account's sums, or all accounts', for each hour or day, account, model and key.
 
-        since, until: of the requests that started within, the end left out; seconds since the
-        epoch.
+        since, until: of the requests that started within, in whole hours: the first one from its
+        beginning, the last one to its end. Seconds since the epoch; days are UTC's.
         """
+        hours = usage_hours.c
+        conditions = [hours.hour >= since // HOUR_S * HOUR_S]
+        if account_id is not None:
+            conditions.append(hours.account_id == account_id)
+        if until is not None:
+            conditions.append(hours.hour < -(-until // HOUR_S) * HOUR_S)
+        width = DAY_S if "day" in by else HOUR_S
+        groups: dict[str, ColumnElement[Any]] = {}
+        if "hour" in by or "day" in by:
+            groups["start"] = hours.hour - hours.hour % width
+        groups |= {name: hours[column] for name, column in _GROUPS.items() if name in by}
+        labelled = [column.label(name) for name, column in groups.items()]
+        sums = [func.sum(hours[field.name]).label(field.name) for field in fields(UsageTotals)]
+        statement = (
+            select(*labelled, *sums)
+            .where(*conditions)
+            .group_by(*groups.values())
+            .order_by(*groups.values())
+        )
+        async with self.store.reading() as connection:
+            found = (await connection.execute(statement)).mappings().all()
+        return [_row(row) for row in found if row["requests"] is not None]
+
+    async def export(
+        self, account_id: str | None = None, since: float = 0.0, until: float | None = None
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the records themselves, a few thousand at a time, in the order of their ids."""
         conditions = [usage.c.started_at >= since]
         if account_id is not None:
             conditions.append(usage.c.account_id == account_id)
         if until is not None:
             conditions.append(usage.c.started_at < until)
-        sums = [usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.cached_tokens]
-        statement = (
-            select(usage.c.model, func.count(), *(func.sum(column) for column in sums))
-            .where(*conditions)
-            .group_by(usage.c.model)
-            .order_by(usage.c.model)
-        )
-        async with self.store.reading() as connection:
-            rows = (await connection.execute(statement)).all()
-        return {model: UsageTotals(*(int(value) for value in values)) for model, *values in rows}
+        last = ""
+        while True:
+            statement = (
+                select(usage)
+                .where(*conditions, usage.c.request_id > last)
+                .order_by(usage.c.request_id)
+                .limit(EXPORT_ROWS)
+            )
+            async with self.store.reading() as connection:
+                rows = (await connection.execute(statement)).mappings().all()
+            if not rows:
+                return
+            yield [dict(row) for row in rows]
+            last = rows[-1]["request_id"]
 
     async def tokens_in_month(self, account_id: str, month: str) -> int:
         """Return what an account has used in a calendar month, such as `2026-11`, UTC."""
@@ -160,19 +229,45 @@ class UsageLedger:
         rows = [asdict(record) for record in records]
         insert = self.store.insert_new(usage).returning(usage.c.request_id)
         new = set((await connection.execute(insert, rows)).scalars())
-        requests: Counter[tuple[str, str]] = Counter()
-        tokens: Counter[tuple[str, str]] = Counter()
+        hours: dict[tuple[str, int, str, str], UsageTotals] = {}
+        months: dict[tuple[str, str], UsageTotals] = {}
         for record in {record.request_id: record for record in reversed(records)}.values():
-            if record.request_id in new:
-                key = (record.account_id, month_of(record.started_at))
-                requests[key] += 1
-                tokens[key] += record.prompt_tokens + record.completion_tokens
-        sums = [
-            {"account_id": key[0], "month": key[1], "requests": count, "tokens": tokens[key]}
-            for key, count in sorted(requests.items())
+            if record.request_id not in new:
+                continue
+            totals = UsageTotals.of(record)
+            hour = int(record.started_at // HOUR_S * HOUR_S)
+            key = (record.account_id, hour, record.model, record.key_id or "")
+            hours[key] = hours.get(key, UsageTotals()) + totals
+            month = (record.account_id, month_of(record.started_at))
+            months[month] = months.get(month, UsageTotals()) + totals
+        await self._add_sums(connection, hours, months)
+
+    async def _add_sums(
+        self,
+        connection: AsyncConnection,
+        hours: dict[tuple[str, int, str, str], UsageTotals],
+        months: dict[tuple[str, str], UsageTotals],
+    ) -> None:
+        if not hours:
+            return
+        by_hour = [
+            {
+                **dict(zip(("account_id", "hour", "model", "key_id"), key, strict=True)),
+                **asdict(totals),
+            }
+            for key, totals in sorted(hours.items())
         ]
-        if sums:
-            await connection.execute(self.store.insert_sums(usage_months), sums)
+        by_month = [
+            {
+                "account_id": account_id,
+                "month": month,
+                "requests": totals.requests,
+                "tokens": totals.prompt_tokens + totals.completion_tokens,
+            }
+            for (account_id, month), totals in sorted(months.items())
+        ]
+        await connection.execute(self.store.insert_sums(usage_hours), by_hour)
+        await connection.execute(self.store.insert_sums(usage_months), by_month)
 
     async def _write(self) -> None:
         """Commit groups until the queue is empty; a group leaves it only once it is durable."""
@@ -207,6 +302,24 @@ class UsageLedger:
             return
         for queued in group:
             _finish(queued.done, None)
+
+
+def _row(found: RowMapping) -> UsageRow:
+    totals = UsageTotals(
+        int(found["requests"]),
+        int(found["prompt_tokens"]),
+        int(found["completion_tokens"]),
+        int(found["cached_tokens"]),
+        float(found["cost"]),
+    )
+    start = found.get("start")
+    return UsageRow(
+        start=None if start is None else int(start),
+        account_id=found.get("account"),
+        model=found.get("model"),
+        key_id=found.get("key") or None,
+        totals=totals,
+    )
 
 
 def month_of(seconds: float) -> str:

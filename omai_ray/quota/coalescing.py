@@ -199,7 +199,7 @@ class CoalescingLimiter:
             self._logged_s = now_s
             _log.warning(
                 "the limiter does not answer (%s): decisions are made in this process, within 1/%d "
-                "of each limit; %d so far",
+                "of each limit; %d before",
                 type(error).__name__,
                 self._replicas,
                 self.fallbacks,

@@ -182,11 +182,29 @@ usage = Table(
     Column("cached_tokens", BigInteger, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("duration_ms", BigInteger, nullable=False),
+    Column("first_token_ms", BigInteger),
     Column("finish_reason", String(32)),
+    Column("cost", Double),
     Index("ix_usage_account_id_started_at", "account_id", "started_at"),
 )
 
-# Sums of `usage`, kept by the same transactions. month: `2026-11`, UTC.
+# Sums of `usage`, kept by the same transactions. hour: when it began, seconds since the epoch;
+# key_id: empty where there was none. month: `2026-11`, UTC.
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("account_id", String(40), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("model", String(255), primary_key=True),
+    Column("key_id", String(40), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cost", Double, nullable=False),
+    Index("ix_usage_hours_hour", "hour"),
+)
+
 usage_months = Table(
     "usage_months",
     metadata,

@@ -46,10 +46,13 @@ async def test_an_account_shows_its_limits_and_what_it_has_used(api: Api, lab: s
             account["monthly_tokens"],
             account["tokens_this_month"],
         )
-        usage = (await api.client.get("/v1/account/usage", **options)).json()
-        assert [(EMBEDDING, 1, used)] == [
-            (row["model"], row["requests"], row["total_tokens"]) for row in usage["data"]
-        ]
+        for path in ("/v1/usage", "/v1/account/usage"):
+            usage = (await api.client.get(path, **options)).json()
+            assert [(EMBEDDING, 1, used)] == [
+                (row["model"], row["requests"], row["total_tokens"]) for row in usage["data"]
+            ]
+        refused = await api.client.get("/v1/usage?group_by=account", **options)
+        assert refused.json()["error"]["param"] == "group_by"
 
 
 async def test_a_key_manages_nothing(api: Api) -> None:

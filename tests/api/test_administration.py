@@ -144,6 +144,8 @@ async def test_lists_are_paged_as_openais_are(call: Call) -> None:
         ("GET", "/accounts?limit=3&limit=4", None, "limit", "invalid_value"),
         ("GET", "/audit?after=x", None, "after", "invalid_value"),
         ("GET", "/usage?start_time=5&end_time=5", None, "end_time", "invalid_value"),
+        ("GET", "/usage?group_by=color", None, "group_by", "invalid_value"),
+        ("GET", "/usage?bucket_width=1m", None, "bucket_width", "invalid_value"),
         ("POST", "/accounts", {}, "tier", "missing_required_parameter"),
         ("POST", "/accounts", {"tier": "gold"}, "tier", "invalid_value"),
         ("POST", "/accounts", {"tier": "basic", "name": "a b"}, "name", "invalid_value"),
@@ -198,6 +200,12 @@ async def test_usage_is_summed_by_model(api: Api, call: Call) -> None:
     own = (await call("GET", f"/usage?account={account}")).json()["data"]
     assert {EMBEDDING: 1, CHAT: 1} == {row["model"]: row["requests"] for row in own}
     assert [] == (await call("GET", "/usage?end_time=1000")).json()["data"]
+    grouped = await call("GET", "/usage?group_by=account,key,model&bucket_width=1d")
+    rows = grouped.json()["data"]
+    assert 3 == len(rows) == len({(row["account_id"], row["model"]) for row in rows})
+    assert all(row["key_id"] and row["start_time"] % 86_400 == 0 for row in rows)
+    everything = (await call("GET", "/usage?group_by=account")).json()["data"]
+    assert [None] * 2 == [row["model"] for row in everything]
 
 
 async def test_a_key_of_an_administrator_administers(api: Api, root: httpx.BasicAuth) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,13 +69,34 @@ def test_a_tier_holds_across_ingress_replicas(served: Served) -> None:
     assert int(refused.headers["retry-after"]) >= 1
 
 
-def test_the_limiters_death_ends_no_service(served: Served) -> None:
-    """The actor comes back by itself, and requests wait for it."""
-    _, key = served.create_key("pro")
-    actor = ray.get_actor(actor_name(0), namespace=NAMESPACE)
-    ray.kill(actor, no_restart=False)
-    with served.client(key) as client:
-        assert client.post("/v1/embeddings", json=EMBEDDING).status_code == 200
+def test_the_limiters_death_ends_no_service_and_makes_no_quota(served: Served) -> None:
+    """Killed again and again under load: no failure, and hardly more than the tier admits."""
+    _, key = served.create_key("basic")
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def call() -> None:
+        with served.client(key) as client:
+            while not stop.is_set():
+                statuses.append(client.post("/v1/embeddings", json=EMBEDDING).status_code)
+
+    begun = time.monotonic()
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(2.0)
+        ray.kill(ray.get_actor(actor_name(0), namespace=NAMESPACE), no_restart=False)
+    time.sleep(2.0)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    elapsed_s = time.monotonic() - begun
+
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) <= (60 + elapsed_s) * 1.1 + 1
+    log = (served.settings.state_dir / "omai.log").read_text()
+    assert "decisions are made in this process" in log
 
 
 def test_a_revoked_key_stops_working_on_every_replica(served: Served) -> None:

@@ -7,9 +7,11 @@ import io
 import json
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from omai_ray.cli import main
@@ -19,6 +21,7 @@ from omai_ray.ledger import UsageLedger, UsageRecord
 from omai_ray.settings import Settings, load_settings
 from omai_ray.store import Store
 
+NOVEMBER_S = 1_793_491_200.0  # 2026-11-01T00:00:00Z
 Run = Callable[..., str]
 ROW = Callable[..., list[dict[str, Any]]]
 
@@ -142,25 +145,48 @@ def test_the_audit_log_names_the_systems_user(rows: ROW) -> None:
     assert entries[1:] == rows("audit", "--action", "account.create", "--account", "lab")
 
 
-def test_usage_is_summed_by_model(rows: ROW) -> None:
-    """Of an account or all, within a span of days."""
-    (account,) = rows("accounts", "create", "lab", "--tier", "basic")
+def record_usage(*accounts: str) -> None:
+    """Record one request of each account, on 2026-11-01."""
 
     async def record() -> None:
         store = await Store.open(load_settings().sqlalchemy_url)
         ledger = UsageLedger(store)
-        for number, owner in enumerate((account["id"], "acct_2")):
-            started = 1_793_491_200.0  # 2026-11-01T00:00:00Z
-            await ledger.record(
-                UsageRecord(f"r{number}", owner, None, "m", "/", 200, 3, 4, 1, started, 5)
-            )
+        for number, owner in enumerate(accounts):
+            usage = UsageRecord(f"r{number}", owner, "k", "m", "/", 200, 3, 4, 1, NOVEMBER_S, 5)
+            await ledger.record(replace(usage, cost=0.5))
         await store.close()
 
     asyncio.run(record())
+
+
+def test_usage_is_summed_as_it_is_asked_for(rows: ROW) -> None:
+    """Of an account or all, within a span of days."""
+    (account,) = rows("accounts", "create", "lab", "--tier", "basic")
+    record_usage(account["id"], "acct_gone")
     own = {"requests": 1, "prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 1}
-    assert [{"model": "m", **own}] == rows("usage", "--account", "lab")
+    assert [{"model": "m", **own, "cost": 0.5}] == rows("usage", "--account", "lab")
     assert [2] == [row["requests"] for row in rows("usage", "--since", "2026-11-01")]
     assert [] == rows("usage", "--until", "2026-11-01")
+    by_account = rows("usage", "--by", "day,account,key")
+    assert {("2026-11-01T00:00:00+00:00", "k")} == {(r["day"], r["key"]) for r in by_account}
+    assert {"lab", "acct_gone"} == {row["account"] for row in by_account}
+
+
+def test_usage_is_exported_to_parquet(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every record with all that it has; a place that cannot be written is one line."""
+    record_usage("acct_1", "acct_2", "acct_1")
+    path = tmp_path / "usage.parquet"
+    assert "3 records written" in run("usage", "--parquet", str(path), "--since", "2026-11-01")
+    table = pq.read_table(path)
+    assert ["acct_1", "acct_2", "acct_1"] == table["account_id"].to_pylist()
+    assert [0.5] * 3 == table["cost"].to_pylist()
+    assert [None] * 3 == table["first_token_ms"].to_pylist()
+    assert [3] * 3 == table["prompt_tokens"].to_pylist()
+    assert ["usage.parquet"] == [p.name for p in tmp_path.iterdir() if "usage" in p.name]
+    nowhere = tmp_path / "no" / "usage.parquet"
+    assert f"--parquet {nowhere}: No such file" in fails(capsys, "usage", "--parquet", str(nowhere))
 
 
 @pytest.mark.parametrize(
@@ -190,6 +216,8 @@ def test_what_cannot_be_is_one_line(
     [
         (["keys", "create", "--expires-in", "soon"], "expected such as 90s"),
         (["usage", "--since", "yesterday"], "expected such as 2026-11-24"),
+        (["usage", "--by", "hour,day"], "expected some of hour, day"),
+        (["usage", "--by", "color"], "expected some of hour, day"),
         (["accounts", "update", "x", "--monthly-tokens", "many"], "expected a number or 'none'"),
     ],
 )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from omai_ray.api.schemas.common import RequestBody
 from omai_ray.identity.api_keys import MAX_GRACE_S
 from omai_ray.identity.checks import MAX_COUNT, MAX_MODELS, MAX_PASSWORD
-from omai_ray.ledger import UsageTotals
+from omai_ray.ledger import UsageRow
 from omai_ray.store import Account, ApiKey, AuditEntry, Session, User
 
 MAX_LIMIT = 100
@@ -118,15 +118,20 @@ class AuditQuery(AccountListQuery):
 
 
 class UsageQuery(Query):
-    """A span of time, its end left out; seconds since the epoch."""
+    """A span of time, in whole hours; seconds since the epoch. group_by: with commas between."""
 
     start_time: Seconds = 0
     end_time: Seconds | None = None
+    bucket_width: Literal["1h", "1d"] | None = None
+    group_by: Annotated[str, Field(pattern=r"^(model|key)(,(model|key))?$")] = "model"
 
 
 class AdminUsageQuery(UsageQuery):
     """A span of time of one account, or of all."""
 
+    group_by: Annotated[str, Field(pattern=r"^(account|model|key)(,(account|model|key)){0,2}$")] = (
+        "model"
+    )
     account: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
 
@@ -257,21 +262,30 @@ class AuditObject(BaseModel):
 
 
 class UsageObject(BaseModel):
-    """What was used of one model."""
+    """What was used; null is what it is not grouped by, or a key where there was none."""
 
     object: Literal["usage"] = "usage"
-    model: str
+    start_time: int | None
+    account_id: str | None
+    model: str | None
+    key_id: str | None
     requests: int
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     total_tokens: int
+    cost: float
 
     @classmethod
-    def of(cls, model: str, totals: UsageTotals) -> UsageObject:
-        """Return sums as they travel."""
+    def of(cls, row: UsageRow) -> UsageObject:
+        """Return a report's row as it travels."""
+        totals = row.totals
         return cls(
-            model=model,
+            start_time=row.start,
+            account_id=row.account_id,
+            model=row.model,
+            key_id=row.key_id,
+            cost=round(totals.cost, 9),
             requests=totals.requests,
             prompt_tokens=totals.prompt_tokens,
             completion_tokens=totals.completion_tokens,
@@ -320,7 +334,7 @@ class AuditList(_List):
 
 
 class UsageList(BaseModel):
-    """Usage by model."""
+    """Usage, in the order of time, account, model and key."""
 
     object: Literal["list"] = "list"
     data: list[UsageObject]

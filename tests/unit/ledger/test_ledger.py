@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Insert, Table, func, insert, select
 
 from omai_ray.errors import Overloaded, ServerError
-from omai_ray.ledger import UsageLedger, UsageRecord, UsageTotals, ledger
+from omai_ray.ledger import UsageLedger, UsageRecord, UsageRow, UsageTotals, ledger
 from omai_ray.store import Store
 from omai_ray.store.tables import usage
 from tests.databases import held
@@ -216,24 +216,55 @@ async def test_a_record_that_cannot_be_stored_fails_alone(store: Store) -> None:
     assert 2 == await rows(store)
 
 
-async def test_totals_are_an_accounts_own_since_a_time_for_each_model(store: Store) -> None:
-    """Nobody sees another account's."""
+async def test_a_report_has_what_was_used_grouped_as_it_is_asked_for(store: Store) -> None:
+    """By hour or day, account, model and key; within whole hours. Nobody sees another account's."""
     kept = UsageLedger(store)
+    day_s = 1_793_491_200.0  # 2026-11-01T00:00:00Z
     for record in (
-        numbered(1, started_at=1000.0),
-        numbered(2, started_at=2000.0),
-        numbered(3, started_at=2001.0, model="text-embedding-ada-002", completion_tokens=0),
-        numbered(4, started_at=2002.0, account_id="acct_2"),
+        numbered(1, started_at=day_s - 1),
+        numbered(2, started_at=day_s + 10),
+        numbered(3, started_at=day_s + 20, key_id=None, cost=0.5),
+        numbered(4, started_at=day_s + 3600, model="ada-002", completion_tokens=0, cost=0.25),
+        numbered(5, started_at=day_s + 3601, account_id="acct_2"),
     ):
         await kept.record(record)
+    one = UsageTotals.of(ONE)
 
-    assert UsageTotals(3, 27, 24, 12) == await kept.totals("acct_1")
-    assert UsageTotals(2, 18, 12, 8) == await kept.totals("acct_1", since=2000.0)
-    assert {
-        "omai-gpt-4": UsageTotals(1, 9, 12, 4),
-        "text-embedding-ada-002": UsageTotals(1, 9, 0, 4),
-    } == await kept.totals_by_model("acct_1", since=2000.0)
+    assert [UsageRow(None, None, None, None, UsageTotals(4, 36, 36, 16, 0.75))] == (
+        await kept.report("acct_1")
+    )
+    assert [("ada-002", 1, 0.25), ("omai-gpt-4", 3, 0.5)] == [
+        (row.model, row.totals.requests, row.totals.cost)
+        for row in await kept.report("acct_1", by=["model"])
+    ]
+    assert [(day_s - 86_400, 1), (day_s, 3)] == [
+        (row.start, row.totals.requests) for row in await kept.report("acct_1", by=["day"])
+    ]
+    hours = await kept.report("acct_1", day_s + 5, day_s + 30, by=["hour", "key"])
+    assert [(day_s, None, 1), (day_s, "key_1", 1)] == [
+        (row.start, row.key_id, row.totals.requests) for row in hours
+    ]
+    assert [("acct_1", 4), ("acct_2", 1)] == [
+        (row.account_id, row.totals.requests) for row in await kept.report(by=["account"])
+    ]
+    assert one == await kept.totals("acct_2")
     assert UsageTotals() == await kept.totals("acct_3")
+    assert [] == await kept.report("acct_1", day_s + 7200)
+
+
+async def test_records_are_exported_whole_and_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page at a time."""
+    monkeypatch.setattr(ledger, "EXPORT_ROWS", 7)
+    kept = UsageLedger(store)
+    records = [numbered(number, started_at=float(number)) for number in range(30)]
+    await asyncio.gather(*(kept.record(record) for record in records))
+    pages = [page async for page in kept.export("acct_1", 5.0, 25.0)]
+
+    assert [7, 7, 6] == [len(page) for page in pages]
+    expected = {record.request_id: asdict(record) for record in records[5:25]}
+    assert expected == {row["request_id"]: row for page in pages for row in page}
 
 
 async def test_a_month_has_the_sum_of_its_records(store: Store) -> None:

@@ -24,7 +24,7 @@ from omai_ray.store import Store
 from omai_ray.store.engine import create_engine, parse_url
 from omai_ray.store.migrate import MIGRATIONS
 from omai_ray.store.store import schema_of
-from omai_ray.store.tables import REVISIONS, accounts, api_keys, metadata, usage_months
+from omai_ray.store.tables import REVISIONS, accounts, api_keys, metadata, usage_hours, usage_months
 from tests.databases import Postgres
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -87,11 +87,16 @@ async def test_an_older_database_is_upgraded_only_where_that_is_asked_for(
         (account,) = (await connection.execute(select(accounts))).mappings()
         (key,) = (await connection.execute(select(api_keys))).mappings()
         months = (await connection.execute(select(usage_months))).all()
+        hours = (await connection.execute(select(usage_hours))).all()
     await store.close()
 
     assert ("ada", None, None) == (account["name"], account["monthly_tokens"], account["models"])
     assert ("k1", "member", None) == (key["id"], key["role"], key["models"])
     assert [("acct_1", "2026-10", 1, 5), ("acct_1", "2026-11", 2, 30)] == sorted(months)
+    assert [
+        ("acct_1", 1_793_487_600, "m", "", 1, 5, 0, 0, 0.0),
+        ("acct_1", 1_793_491_200, "m", "", 2, 30, 0, 0, 0.0),
+    ] == sorted(hours)
     assert REVISIONS[-1] == await schema_of(old_database)
 
 

@@ -1,4 +1,4 @@
-"""Budgets, allow-lists, limits of keys, sessions' sources, the audit log, sums of months."""
+"""Budgets, allow-lists, limits of keys, sessions' sources, the audit log, costs, sums of usage."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ _MONTH = {
     "sqlite": "strftime('%Y-%m', started_at, 'unixepoch')",
     "postgresql": "to_char(to_timestamp(started_at) AT TIME ZONE 'UTC', 'YYYY-MM')",
 }
+_HOUR = {
+    "sqlite": "CAST(started_at / 3600 AS INTEGER) * 3600",
+    "postgresql": "CAST(floor(started_at / 3600) AS bigint) * 3600",
+}
 
 
 def upgrade() -> None:
@@ -47,12 +51,14 @@ def upgrade() -> None:
     )
     _create_login_failures()
     _create_audit()
+    _create_usage_hours()
     _create_usage_months()
 
 
 def downgrade() -> None:
     """Drop what the upgrade added, and all that it holds."""
     op.drop_table("usage_months")
+    op.drop_table("usage_hours")
     op.drop_table("audit")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION audit_append_only()")
@@ -62,6 +68,7 @@ def downgrade() -> None:
     op.drop_index("ix_api_keys_created", "api_keys")
     op.drop_index("ix_accounts_created", "accounts")
     for table, columns in (
+        ("usage", ("first_token_ms", "cost")),
         ("sessions", ("source", "user_agent")),
         ("accounts", ("monthly_tokens", "models")),
         (
@@ -135,6 +142,32 @@ def _create_audit() -> None:
         for verb in ("UPDATE", "DELETE"):
             op.execute(_APPEND_ONLY_SQLITE.format(verb=verb))
         op.execute(_NO_REPLACE_SQLITE)
+
+
+def _create_usage_hours() -> None:
+    op.add_column("usage", sa.Column("first_token_ms", sa.BigInteger()))
+    op.add_column("usage", sa.Column("cost", sa.Double()))
+    op.create_table(
+        "usage_hours",
+        sa.Column("account_id", sa.String(40), nullable=False),
+        sa.Column("hour", sa.BigInteger(), nullable=False),
+        sa.Column("model", sa.String(255), nullable=False),
+        sa.Column("key_id", sa.String(40), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", "hour", "model", "key_id", name="pk_usage_hours"),
+    )
+    op.create_index("ix_usage_hours_hour", "usage_hours", ["hour"])
+    hour = _HOUR[op.get_bind().dialect.name]
+    op.execute(
+        "INSERT INTO usage_hours (account_id, hour, model, key_id, requests, "  # noqa: S608
+        "prompt_tokens, completion_tokens, cached_tokens, cost) "
+        f"SELECT account_id, {hour}, model, coalesce(key_id, ''), count(*), sum(prompt_tokens), "
+        "sum(completion_tokens), sum(cached_tokens), 0 FROM usage GROUP BY 1, 2, 3, 4"
+    )
 
 
 def _create_usage_months() -> None:
