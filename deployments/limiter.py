@@ -12,12 +12,23 @@ from ray.experimental import internal_kv
 
 from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.coalescing import CoalescingLimiter, ShardedLimiter
-from omai_ray.quota.protocol import Authority, Batch, Decision
+from omai_ray.quota.protocol import (
+    Authority,
+    Batch,
+    BucketState,
+    Claim,
+    Decision,
+    Limits,
+    Reservation,
+)
 from omai_ray.quota.redis_authority import RedisAuthority
 from omai_ray.settings import LimiterSettings
 
 NAMESPACE = "omai"
 _SNAPSHOT_SHARE = 0.05
+
+_Reservation = tuple[str, tuple[tuple[Any, ...], ...], int]
+_Decision = tuple[Any, ...]
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +55,22 @@ class LimiterActor:
         self._calls = 0
         self._snapshots: asyncio.Task[None] | None = None
 
-    async def call(self, batch: Batch) -> list[Decision]:
-        """Charge, settle and decide, each in the order given."""
+    async def call(
+        self,
+        charges: list[_Reservation],
+        settlements: list[tuple[str, int]],
+        reservations: list[_Reservation],
+    ) -> list[_Decision]:
+        """Charge, settle and decide, each in the order given; see `ActorAuthority` for the form."""
         self._calls += 1
         if self._snapshots is None:
             self._snapshots = asyncio.create_task(self._keep_snapshots())
-        return await self._buckets.call(batch)
+        for charge in charges:
+            self._buckets.charge_one(_unpacked(charge))
+        for reservation_id, used_tokens in settlements:
+            self._buckets.settle_one(reservation_id, used_tokens)
+        reserve = self._buckets.reserve_one
+        return [_packed_decision(reserve(_unpacked(asked))) for asked in reservations]
 
     async def _keep_snapshots(self) -> None:
         seen = 0
@@ -73,7 +94,11 @@ def _put(key: bytes, value: bytes) -> None:
 
 
 class ActorAuthority:
-    """Keeps the Authority protocol over an actor of the cluster, started if it is not there."""
+    """Keeps the Authority protocol over an actor of the cluster, started if it is not there.
+
+    Between them everything is tuples of numbers and strings: they cross processes thirty times as
+    fast as the dataclasses, which would take half of the time of a decision.
+    """
 
     def __init__(self, shard: int, snapshot_s: float) -> None:
         name = actor_name(shard)
@@ -93,8 +118,53 @@ class ActorAuthority:
 
     async def call(self, batch: Batch) -> list[Decision]:
         """Ask the actor. Raises RayError where it is away."""
-        decisions: list[Decision] = await self._actor.call.remote(batch)
-        return decisions
+        decided: list[_Decision] = await self._actor.call.remote(
+            [_packed(reservation) for reservation in batch.charges],
+            [(reservation.reservation_id, used) for reservation, used in batch.settlements],
+            [_packed(reservation) for reservation in batch.reservations],
+        )
+        return [_unpacked_decision(decision) for decision in decided]
+
+
+def _packed(reservation: Reservation) -> _Reservation:
+    claims = tuple(
+        (
+            claim.bucket,
+            claim.limits.requests_per_minute,
+            claim.limits.tokens_per_minute,
+            claim.limits.concurrent_requests,
+        )
+        for claim in reservation.claims
+    )
+    return reservation.reservation_id, claims, reservation.tokens
+
+
+def _unpacked(packed: _Reservation) -> Reservation:
+    reservation_id, claims, tokens = packed
+    return Reservation(
+        reservation_id,
+        tuple(Claim(bucket, Limits(*limits)) for bucket, *limits in claims),
+        tokens,
+    )
+
+
+def _packed_decision(decision: Decision) -> _Decision:
+    states = tuple(
+        state and (state.limit, state.remaining, state.reset_s)
+        for state in (decision.requests, decision.tokens)
+    )
+    return decision.admitted, *states, decision.limited, decision.retry_after_s
+
+
+def _unpacked_decision(packed: _Decision) -> Decision:
+    admitted, requests, tokens, limited, retry_after_s = packed
+    return Decision(
+        admitted,
+        BucketState(*requests) if requests else None,
+        BucketState(*tokens) if tokens else None,
+        limited,
+        retry_after_s,
+    )
 
 
 def open_limiter(settings: LimiterSettings, replicas: int) -> ShardedLimiter:

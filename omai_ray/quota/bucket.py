@@ -52,6 +52,10 @@ class Bucket:
         """Return units that were taken; what does not fit is lost, as in any full bucket."""
         self._parts = min(self.capacity * _PARTS, self._parts + units * _PARTS)
 
+    def has(self, units: int) -> bool:
+        """Whether that many can be taken now."""
+        return units * _PARTS <= self._parts
+
     def wait_s(self, units: int) -> float | None:
         """Return the seconds until that many can be taken, 0 for now, None for never."""
         if units > self.capacity:

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 from omai_ray.quota.bucket import Bucket
@@ -86,7 +87,9 @@ class InProcessBuckets:
 
     def reserve_one(self, reservation: Reservation) -> Decision:
         """Decide one reservation, see `reserve`."""
-        pairs = self._pairs_of(reservation, self._advance())
+        now_s = self._advance()
+        self._drop_idle(now_s)
+        pairs = self._pairs_of(reservation, now_s)
         if reservation.reservation_id not in self._open:
             refused = _longest_refusal(pairs, reservation)
             if refused is not None:
@@ -135,13 +138,12 @@ class InProcessBuckets:
         self._latest_s, self._pairs, self._open = pickle.loads(snapshot)  # noqa: S301
 
     def _advance(self) -> float:
-        """Return the latest time seen, having dropped what is over by then.
+        """Return the latest time seen, having dropped what has expired by then.
 
         A dropped bucket must not come back in its own past.
         """
         now_s = self._latest_s = max(self._latest_s, self._clock())
         self._drop_expired(now_s)
-        self._drop_idle(now_s)
         return now_s
 
     def _take(self, reservation: Reservation, pairs: list[_Pair]) -> None:
@@ -220,6 +222,8 @@ class _Refusal(NamedTuple):
 
 def _longest_refusal(pairs: list[_Pair], reservation: Reservation) -> _Refusal | None:
     """Return what refuses for the longest time, None where nothing does."""
+    if all(map(_fits, pairs, reservation.claims, repeat(reservation.tokens))):
+        return None
     refusals = []
     for pair, claim in zip(pairs, reservation.claims, strict=True):
         most = claim.limits.concurrent_requests
@@ -230,8 +234,16 @@ def _longest_refusal(pairs: list[_Pair], reservation: Reservation) -> _Refusal |
         if pair.tokens is not None:
             wait_s = pair.tokens.wait_s(reservation.tokens)
             refusals.append(_Refusal("tokens", pair.tokens, wait_s))
-    longest = max(refusals, key=_wait_s, default=None)
-    return longest if longest is not None and _wait_s(longest) > 0 else None
+    return max(refusals, key=_wait_s)
+
+
+def _fits(pair: _Pair, claim: Claim, tokens: int) -> bool:
+    most = claim.limits.concurrent_requests
+    return (
+        (most is None or pair.running < most)
+        and (pair.requests is None or pair.requests.has(1))
+        and (pair.tokens is None or pair.tokens.has(tokens))
+    )
 
 
 def _wait_s(refusal: _Refusal) -> float:
