@@ -59,10 +59,10 @@ class HandleEmbeddingBackend:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def embed(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
+    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
         with domain_errors():
-            response: Any = self._handle.embed.remote(inputs)
+            response: Any = self._handle.embed.remote(inputs, account)
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     vectors: npt.NDArray[np.float32] = await response

@@ -21,9 +21,9 @@ class EmbeddingReplica:
         limit_threads(spec.num_cpus)
         self._batcher = EmbeddingBatcher(EmbeddingEngine(spec), spec.max_queued_requests)
 
-    async def embed(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
+    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
-        return await self._batcher.embed(inputs)
+        return await self._batcher.embed(inputs, account)
 
     async def ready(self) -> None:
         """Return: being called is being ready."""

@@ -28,8 +28,11 @@ class ChatBackend(Protocol):
 class EmbeddingBackend(Protocol):
     """Embeds for one model."""
 
-    async def embed(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
-        """Return float32 [N, D] for N inputs of token ids. Raises OMAiError subclasses."""
+    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
+        """Return float32 [N, D] for N inputs of token ids. Raises OMAiError subclasses.
+
+        account: whose turn it is where several wait.
+        """
 
     async def ready(self) -> None:
         """Return once a replica can answer."""

@@ -46,7 +46,8 @@ class EmbeddingsEndpoint:
         meter = await self._accountant.admit(
             request, served.spec, prompt_tokens=tokens, reserved_tokens=tokens
         )
-        embedding = _embed(served, inputs, body.dimensions, meter)
+        account = principal_of(request).account_id
+        embedding = _embed(served, inputs, body.dimensions, meter, account)
         vectors = await while_connected(request.receive, embedding)
         return JsonBytes(_response(served, body, vectors, tokens))
 
@@ -87,11 +88,15 @@ def _fit(served: ServedEmbedding, inputs: list[list[int]]) -> list[list[int]]:
 
 
 async def _embed(
-    served: ServedEmbedding, inputs: list[list[int]], dimensions: int | None, meter: Meter
+    served: ServedEmbedding,
+    inputs: list[list[int]],
+    dimensions: int | None,
+    meter: Meter,
+    account: str,
 ) -> Vectors:
     status = CLIENT_CLOSED_REQUEST
     try:
-        vectors = await served.backend.embed(inputs)
+        vectors = await served.backend.embed(inputs, account)
         if dimensions is not None:
             vectors = _shorten(vectors, dimensions)
         meter.prompt_tokens = sum(map(len, inputs))

@@ -74,10 +74,10 @@ class EngineEmbedding:
         self._batcher = batcher
         self.failure: Exception | None = None
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> Vectors:
+    async def embed(self, inputs: Sequence[Sequence[int]], account: str) -> Vectors:
         if self.failure is not None:
             raise self.failure
-        return await self._batcher.embed(inputs)
+        return await self._batcher.embed(inputs, account)
 
     async def ready(self) -> None:
         if self.failure is not None:

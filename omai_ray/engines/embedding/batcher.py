@@ -1,8 +1,9 @@
 """Requests from many callers, embedded together by one owned thread.
 
 It starts at once when idle; what queued meanwhile forms the next step, so nobody waits for a
-timer. A step is bounded in tokens, and everyone who waits has a share of it: a request of
-thousands of inputs is spread over many steps and does not hold up one of a single input.
+timer. A step is bounded in tokens, and every account that waits has a share of it, as has each of
+its requests: neither thousands of requests of another account, nor one of thousands of inputs,
+hold up a request of a single input.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 class _Request:
     """A caller's inputs. Those before `taken` are in a step or done; `left` are not done."""
 
+    account: str
     inputs: list[Ids]
     vectors: Vectors
     left: int
@@ -52,16 +54,17 @@ class EmbeddingBatcher:
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> Vectors:
+    async def embed(self, inputs: Sequence[Sequence[int]], account: str = "") -> Vectors:
         """Return float32 [N, D] for N inputs of token ids; errors as EmbeddingEngine.embed_ids.
 
+        account: whose turn it is.
         The inputs of a caller that is cancelled are dropped, those of a running step excepted.
         """
         arrays = self._engine.check(inputs)
         vectors = np.empty((len(arrays), self._engine.dimension), dtype=np.float32)
         if not arrays:
             return vectors
-        request = _Request(arrays, vectors, len(arrays))
+        request = _Request(account, arrays, vectors, len(arrays))
         with self._changed:
             if len(self._waiting) >= self._max_queued:
                 raise Overloaded(
@@ -85,33 +88,45 @@ class EmbeddingBatcher:
                 self._embed(step)
 
     def _next_step(self) -> list[_Share]:
-        """Take turns among the waiting: an equal share of the step's tokens each, or one input.
+        """Take turns among the accounts: an equal share of the step's tokens each, or one input.
 
-        What the small ones leave goes to the others in another turn. A request whose inputs are
-        all taken waits no longer; those that got nothing come first in the next step.
+        The requests of an account do so with its share. What the small ones leave goes to the
+        others in another turn. A request whose inputs are all taken waits no longer; those that
+        got nothing come first in the next step.
         """
         waiting = [r for r in self._waiting if not r.future.done()]
         step: list[_Share] = []
         room = self._engine.step_tokens
         taken = True
         while waiting and taken:
-            taken = False
-            share = room // len(waiting)
-            for request in waiting:
-                own = 0
-                while request.taken < len(request.inputs):
-                    size = len(request.inputs[request.taken])
-                    if (step and size > room) or (own and own + size > share):
-                        break
-                    step.append((request, request.taken))
-                    request.taken += 1
-                    own += size
-                    room -= size
-                    taken = True
+            before = room
+            share = room // len({request.account for request in waiting})
+            for requests in _by_account(waiting):
+                room = self._take(requests, step, room, share)
+            taken = room < before
             waiting = [r for r in waiting if r.taken < len(r.inputs)]
         served = {id(request) for request, _ in step}
         self._waiting = deque(sorted(waiting, key=lambda request: id(request) in served))
         return step
+
+    @staticmethod
+    def _take(requests: list[_Request], step: list[_Share], room: int, share: int) -> int:
+        """Give one account its turn; return the room that is left in the step."""
+        each = share // len(requests)
+        spent = 0
+        for request in requests:
+            own = 0
+            while request.taken < len(request.inputs):
+                size = len(request.inputs[request.taken])
+                too_much = (spent and spent + size > share) or (own and own + size > each)
+                if (step and size > room) or too_much:
+                    break
+                step.append((request, request.taken))
+                request.taken += 1
+                own += size
+                spent += size
+                room -= size
+        return room
 
     def _embed(self, step: list[_Share]) -> None:
         """Answer what a step completes; an input that fails alone fails its own request only."""
@@ -138,6 +153,14 @@ class EmbeddingBatcher:
             error = ServerError("The model could not embed the input. Please try again.")
         if _is_awaited(request):
             request.future.set_exception(error)
+
+
+def _by_account(waiting: list[_Request]) -> Iterable[list[_Request]]:
+    """Return each account's requests, in the order in which they wait."""
+    accounts: dict[str, list[_Request]] = {}
+    for request in waiting:
+        accounts.setdefault(request.account, []).append(request)
+    return accounts.values()
 
 
 def _is_awaited(request: _Request) -> bool:

@@ -204,3 +204,22 @@ async def test_a_full_queue_refuses_by_number(engine: Held) -> None:
     assert caught.value.headers["Retry-After"] == "1"
     engine.allowed.set()
     await asyncio.gather(first, *tasks)
+
+
+async def test_an_account_with_a_thousand_requests_holds_up_no_other(engine: Held) -> None:
+    """Another's first is in the next step; each gets its share of the tokens."""
+    batcher = EmbeddingBatcher(engine, max_queued=2000)
+    held = await busy(batcher, engine)
+    size = 100
+    many = [asyncio.create_task(batcher.embed([[7] * size], "big")) for _ in range(1000)]
+    await asyncio.sleep(0)
+    few = [asyncio.create_task(batcher.embed([[8] * size], "small")) for _ in range(3)]
+    await asyncio.sleep(0)
+    engine.allowed.set()
+    await asyncio.gather(held, *few)
+    first = engine.batches[1]
+    assert 3 == sum(ids[0] == 8 for ids in first)
+    assert sum(map(len, first)) > STEP_TOKENS - size
+    await asyncio.gather(*many)
+    counts = [sum(map(len, batch)) for batch in engine.batches]
+    assert max(counts) <= STEP_TOKENS
