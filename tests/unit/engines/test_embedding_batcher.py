@@ -210,7 +210,7 @@ async def test_an_account_with_a_thousand_requests_holds_up_no_other(engine: Hel
     """Another's first is in the next step; each gets its share of the tokens."""
     batcher = EmbeddingBatcher(engine, max_queued=2000)
     held = await busy(batcher, engine)
-    size = 100
+    size = 40
     many = [asyncio.create_task(batcher.embed([[7] * size], "big")) for _ in range(1000)]
     await asyncio.sleep(0)
     few = [asyncio.create_task(batcher.embed([[8] * size], "small")) for _ in range(3)]
