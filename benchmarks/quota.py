@@ -99,6 +99,9 @@ class StoppedLimiter:
 class StoppedAuthority:
     """Asks that actor."""
 
+    async def close(self) -> None:
+        """Leave it."""
+
     def __init__(self) -> None:
         self._actor: Any = ray.remote(StoppedLimiter).remote()
 

@@ -53,9 +53,9 @@ class Ingress:
 
         async def close() -> None:
             try:
+                await limiter.close()  # nobody waits to settle before recording
                 await ledger.close(timeout_s=LEDGER_CLOSE_S)
                 await authenticator.close()
-                await limiter.close()
             finally:
                 await registry.close()
 

@@ -48,10 +48,13 @@ class LimiterActor:
     def __init__(self, name: str, snapshot_s: float) -> None:
         self._key = f"{name}-snapshot".encode()
         self._snapshot_s = snapshot_s
-        self._buckets = InProcessBuckets(time.time)  # outlives this process, and its node
+        self._buckets = InProcessBuckets()
         kept = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE.encode())
         if kept is not None:
-            self._buckets.restore(kept)
+            try:
+                self._buckets.restore(kept)
+            except ValueError as error:
+                _log.warning("the limiter begins with full buckets: %s", error)
         self._calls = 0
         self._snapshots: asyncio.Task[None] | None = None
 
@@ -125,6 +128,9 @@ class ActorAuthority:
         )
         return [_unpacked_decision(decision) for decision in decided]
 
+    async def close(self) -> None:
+        """Leave the actor as it is: other replicas use it."""
+
 
 def _packed(reservation: Reservation) -> _Reservation:
     claims = tuple(
@@ -149,29 +155,44 @@ def _unpacked(packed: _Reservation) -> Reservation:
 
 
 def _packed_decision(decision: Decision) -> _Decision:
-    states = tuple(
-        state and (state.limit, state.remaining, state.reset_s)
-        for state in (decision.requests, decision.tokens)
+    return (
+        decision.admitted,
+        _packed_state(decision.requests),
+        _packed_state(decision.tokens),
+        decision.limited,
+        decision.retry_after_s,
+        tuple(
+            (_packed_state(requests), _packed_state(tokens)) for requests, tokens in decision.claims
+        ),
     )
-    return decision.admitted, *states, decision.limited, decision.retry_after_s
+
+
+def _packed_state(state: BucketState | None) -> tuple[int, int, float] | None:
+    return (state.limit, state.remaining, state.reset_s) if state else None
 
 
 def _unpacked_decision(packed: _Decision) -> Decision:
-    admitted, requests, tokens, limited, retry_after_s = packed
+    admitted, requests, tokens, limited, retry_after_s, claims = packed
     return Decision(
         admitted,
-        BucketState(*requests) if requests else None,
-        BucketState(*tokens) if tokens else None,
+        _unpacked_state(requests),
+        _unpacked_state(tokens),
         limited,
         retry_after_s,
+        tuple((_unpacked_state(each), _unpacked_state(other)) for each, other in claims),
     )
+
+
+def _unpacked_state(packed: tuple[int, int, float] | None) -> BucketState | None:
+    return BucketState(*packed) if packed else None
 
 
 def open_limiter(settings: LimiterSettings, replicas: int) -> ShardedLimiter:
     """Return the limiter of an ingress replica, of which there are so many. Raises ConfigError."""
     authorities: list[Authority]
     if settings.backend == "redis":
-        authorities = [RedisAuthority(settings.redis_url or "")]
+        timeout_s = settings.deadline_ms / 1000
+        authorities = [RedisAuthority(settings.redis_url or "", timeout_s=timeout_s)]
     else:
         shards = range(settings.shards)
         authorities = [ActorAuthority(shard, settings.snapshot_s) for shard in shards]

@@ -89,7 +89,7 @@ class LimiterSettings(BaseModel):
         if (self.backend == "redis") != (self.redis_url is not None):
             raise ValueError("redis_url belongs to backend redis, and backend redis needs one")
         if self.backend == "redis" and self.shards != 1:
-            raise ValueError("shards are of backend actor; a Redis cluster has its own")
+            raise ValueError("shards are of backend actor")
         return self
 
 

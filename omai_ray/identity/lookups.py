@@ -76,11 +76,6 @@ class Lookups(Generic[V]):
             raise overloaded()
         return task.result()
 
-    def peek(self, name: str) -> V | None:
-        """Return what is remembered, however old."""
-        known = self._known.get(name)
-        return known.value if known else None
-
     def forget(self, name: str) -> None:
         """Ask again next time, even if an answer is on its way: it may predate a change."""
         self._known.pop(name, None)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, RowMapping, func, select
+from sqlalchemy import ColumnElement, RowMapping, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import OMAiError, Overloaded, ServerError
@@ -195,18 +195,19 @@ class UsageLedger:
     async def export(
         self, account_id: str | None = None, since: float = 0.0, until: float | None = None
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield the records themselves, a few thousand at a time, in the order of their ids."""
+        """Yield the records themselves, a few thousand at a time, in the order of time."""
         conditions = [usage.c.started_at >= since]
         if account_id is not None:
             conditions.append(usage.c.account_id == account_id)
         if until is not None:
             conditions.append(usage.c.started_at < until)
-        last = ""
+        order = (usage.c.started_at, usage.c.request_id)
+        last = (-1.0, "")
         while True:
             statement = (
                 select(usage)
-                .where(*conditions, usage.c.request_id > last)
-                .order_by(usage.c.request_id)
+                .where(*conditions, tuple_(*order) > last)
+                .order_by(*order)
                 .limit(EXPORT_ROWS)
             )
             async with self.store.reading() as connection:
@@ -214,7 +215,7 @@ class UsageLedger:
             if not rows:
                 return
             yield [dict(row) for row in rows]
-            last = rows[-1]["request_id"]
+            last = (rows[-1]["started_at"], rows[-1]["request_id"])
 
     async def tokens_in_month(self, account_id: str, month: str) -> int:
         """Return what an account has used in a calendar month, such as `2026-11`, UTC."""

@@ -38,6 +38,10 @@ class Bucket:
             self._parts = min(self.capacity * _PARTS, refilled)
             self._at_ns = now_ns
 
+    def shift(self, seconds: float) -> None:
+        """Move it in time: to a clock that reads so much more."""
+        self._at_ns += round(seconds * _NS)
+
     def resize(self, capacity: int) -> None:
         """Change the capacity, as full as before in proportion (a tier was changed)."""
         if capacity != self.capacity:

@@ -26,6 +26,7 @@ from omai_ray.quota.protocol import (
 RESERVATION_TTL_S = 600.0
 MAX_RESERVATIONS = 1_000_000
 _SWEEP = 2
+_VERSION = 1
 
 
 @dataclass(slots=True)
@@ -50,20 +51,26 @@ class _Pair:
 class InProcessBuckets:
     """Keeps the Limiter and the Authority protocol.
 
-    clock: seconds. A reservation that is never settled (its replica died) stays spent, because its
-    tokens may have been used, and costs the account at most what refills in a minute; its record is
-    dropped after `ttl_s`, so that a later settlement changes nothing, and it no longer counts as
-    running. Reserving twice under one id while it is open charges once.
+    clock: seconds, monotonic; wall: seconds since the epoch, for snapshots. A reservation that is
+    never settled (its replica died) stays spent, because its tokens may have been used, and costs
+    the account at most what refills in a minute; its record is dropped after `ttl_s`, so that a
+    later settlement changes nothing, and it no longer counts as running. Reserving twice under one
+    id while it is open charges once.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, ttl_s: float = RESERVATION_TTL_S
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        ttl_s: float = RESERVATION_TTL_S,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        self._wall = wall
         self._ttl_s = ttl_s
         self._latest_s = float("-inf")
         self._pairs: OrderedDict[str, _Pair] = OrderedDict()
         self._open: OrderedDict[str, tuple[Reservation, float]] = OrderedDict()
+        self._charged: OrderedDict[str, float] = OrderedDict()
 
     async def reserve(self, reservation: Reservation) -> Decision:
         """Take a request and its tokens, both or neither."""
@@ -80,6 +87,9 @@ class InProcessBuckets:
         for reservation, used_tokens in batch.settlements:
             self.settle_one(reservation.reservation_id, used_tokens)
         return self.reserve_many(batch.reservations)
+
+    async def close(self) -> None:
+        """Free nothing: it is all in this process."""
 
     def reserve_many(self, reservations: Iterable[Reservation]) -> list[Decision]:
         """Decide several in their order."""
@@ -98,10 +108,12 @@ class InProcessBuckets:
         return _decision(pairs)
 
     def charge_one(self, reservation: Reservation) -> None:
-        """Take what was admitted elsewhere, even into debt."""
+        """Take what was admitted elsewhere, even into debt, and once: the call may be repeated."""
         now_s = self._advance()
-        if reservation.reservation_id not in self._open:
+        name = reservation.reservation_id
+        if name not in self._open and name not in self._charged:
             self._take(reservation, self._pairs_of(reservation, now_s))
+        self._charged[name] = now_s + self._ttl_s
 
     def settle_one(self, reservation_id: str, used_tokens: int) -> None:
         """Settle one reservation, see `settle`."""
@@ -110,10 +122,10 @@ class InProcessBuckets:
         if reservation is None:
             return
         unused = reservation.tokens - max(0, used_tokens)
-        for pair in self._pairs_of(reservation, now_s):
-            pair.running = max(0, pair.running - 1)
+        for pair in self._ended(reservation):
             if pair.tokens is None:
                 continue
+            pair.tokens.refill(now_s)
             if unused >= 0:
                 pair.tokens.give(unused)
             else:
@@ -129,13 +141,46 @@ class InProcessBuckets:
             _begun(limits.tokens_per_minute, tokens, at_s),
         )
 
+    def forget(self, bucket: str) -> None:
+        """Drop a claim's buckets."""
+        self._pairs.pop(bucket, None)
+
     def snapshot(self) -> bytes:
         """Return all that is kept, for `restore`."""
-        return pickle.dumps((self._advance(), self._pairs, self._open))
+        now_s = self._advance()
+        return pickle.dumps((_VERSION, self._wall(), now_s, self._pairs, self._open))
 
     def restore(self, snapshot: bytes) -> None:
-        """Go on from a snapshot of this class's own; the time since then refills."""
-        self._latest_s, self._pairs, self._open = pickle.loads(snapshot)  # noqa: S301
+        """Go on from a snapshot of this class's own; the time since then refills, as wall tells it.
+
+        Raises ValueError for what is none.
+        """
+        try:
+            version, wall_s, then_s, pairs, kept = pickle.loads(snapshot)  # noqa: S301
+        except Exception as error:
+            raise ValueError(f"not a snapshot: {error!r}") from error
+        if version != _VERSION:
+            raise ValueError(f"a snapshot of version {version}, not {_VERSION}")
+        elapsed_s = max(0.0, self._wall() - wall_s)
+        now_s = self._latest_s = self._clock()
+        later_s = now_s - then_s - elapsed_s
+        for pair in pairs.values():
+            for bucket in (pair.requests, pair.tokens):
+                if bucket is not None:
+                    bucket.shift(later_s)
+        self._pairs = pairs
+        self._open = OrderedDict(
+            (name, (reservation, expires_s + later_s))
+            for name, (reservation, expires_s) in kept.items()
+        )
+
+    def _ended(self, reservation: Reservation) -> list[_Pair]:
+        """Return what a reservation drew on, as the limits are now; it no longer runs."""
+        pairs = [self._pairs.get(claim.bucket) for claim in reservation.claims]
+        found = [pair for pair in pairs if pair is not None]
+        for pair in found:
+            pair.running = max(0, pair.running - 1)
+        return found
 
     def _advance(self) -> float:
         """Return the latest time seen, having dropped what has expired by then.
@@ -156,13 +201,14 @@ class InProcessBuckets:
         self._open[reservation.reservation_id] = (reservation, self._latest_s + self._ttl_s)
 
     def _drop_expired(self, now_s: float) -> None:
+        while self._charged and next(iter(self._charged.values())) <= now_s:
+            self._charged.popitem(last=False)
         while self._open:
             reservation_id, (reservation, expires_s) = next(iter(self._open.items()))
             if now_s < expires_s and len(self._open) < MAX_RESERVATIONS:
                 return
             del self._open[reservation_id]
-            for pair in self._pairs_of(reservation, now_s):
-                pair.running = max(0, pair.running - 1)
+            self._ended(reservation)
 
     def _drop_idle(self, now_s: float) -> None:
         """Look at the longest unused pairs: a full one is the same as none."""
@@ -251,8 +297,9 @@ def _wait_s(refusal: _Refusal) -> float:
 
 
 def _decision(pairs: list[_Pair], refusal: _Refusal | None = None) -> Decision:
-    requests = tightest(_state(pair.requests) for pair in pairs)
-    tokens = tightest(_state(pair.tokens) for pair in pairs)
+    states = tuple((_state(pair.requests), _state(pair.tokens)) for pair in pairs)
+    requests = tightest(state for state, _ in states)
+    tokens = tightest(state for _, state in states)
     if refusal is not None and refusal.limited == "requests":
         requests = _state(refusal.bucket)
     elif refusal is not None and refusal.limited == "tokens":
@@ -263,6 +310,7 @@ def _decision(pairs: list[_Pair], refusal: _Refusal | None = None) -> Decision:
         tokens=tokens,
         limited=refusal.limited if refusal else None,
         retry_after_s=refusal.wait_s if refusal else None,
+        claims=states if len(states) > 1 else (),
     )
 
 

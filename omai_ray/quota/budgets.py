@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from omai_ray.errors import QuotaExceeded
@@ -16,9 +16,12 @@ from omai_ray.ledger.ledger import month_of
 SpentIn = Callable[[str, str], Coroutine[Any, Any, int]]
 
 
-@dataclass(slots=True)
-class _Spent:
+@dataclass(slots=True, eq=False)
+class _Use:
+    """What a request of this process has used; recorded_s: since when the ledger has it."""
+
     tokens: int
+    recorded_s: float | None = None
 
 
 class MonthlyBudgets:
@@ -36,50 +39,56 @@ class MonthlyBudgets:
         ttl_s: float = 5.0,
         answer_s: float | None = None,
     ) -> None:
-        async def load(name: str) -> _Spent:
-            account_id, _, month = name.partition("/")
-            return _Spent(await spent_in(account_id, month))
-
+        self._spent_in = spent_in
         self._clock = clock
-        self._spent = Lookups(load, time.monotonic, ttl_s, answer_s=answer_s)
-        self._unrecorded: Counter[str] = Counter()
+        self._spent = Lookups(self._load, time.monotonic, ttl_s, answer_s=answer_s)
+        self._uses: dict[str, list[_Use]] = {}
 
-    async def require(self, principal: Principal, tokens: int) -> None:
-        """Raise QuotaExceeded where a request of so many tokens does not fit."""
+    async def require(
+        self, principal: Principal, tokens: int
+    ) -> Callable[[int], Callable[[], None]]:
+        """Raise QuotaExceeded where a request of so many tokens does not fit.
+
+        Returns what to call with the tokens that it has used, which returns what to call once the
+        ledger has them. They belong to the month in which the request was admitted.
+        """
         budget = principal.monthly_tokens
         if budget is None:
-            return
-        month = month_of(self._clock())
-        name = f"{principal.account_id}/{month}"
-        spent = await self._spent.get(name)
-        used = (spent.tokens if spent else 0) + self._unrecorded[name]
+            return _unbounded
+        name = f"{principal.account_id}/{month_of(self._clock())}"
+        spent = await self._spent.get(name) or 0
+        used = spent + sum(use.tokens for use in self._uses.get(name, ()))
         if used + tokens > budget:
             raise QuotaExceeded(
                 f"You exceeded your monthly budget: Limit {budget} tokens, Used {used}, "
                 f"Requested {tokens}. It begins anew with the next month (UTC).",
                 headers={"x-should-retry": "false"},
             )
+        return partial(self._add, name)
 
-    def add(self, principal: Principal, tokens: int) -> Callable[[], None]:
-        """Count what a request has used; call what is returned once the ledger has it, or lost it.
-
-        From then on it is part of what the ledger says, and until that is read again of what it
-        said last.
-        """
-        if principal.monthly_tokens is None:
-            return _nothing
-        name = f"{principal.account_id}/{month_of(self._clock())}"
-        self._unrecorded[name] += tokens
+    def _add(self, name: str, tokens: int) -> Callable[[], None]:
+        use = _Use(tokens)
+        self._uses.setdefault(name, []).append(use)
 
         def recorded() -> None:
-            self._unrecorded[name] -= tokens
-            if self._unrecorded[name] <= 0:
-                del self._unrecorded[name]
-            known = self._spent.peek(name)
-            if known is not None:
-                known.tokens += tokens
+            use.recorded_s = time.monotonic()
 
         return recorded
+
+    async def _load(self, name: str) -> int:
+        """Ask the ledger; what it had before it was asked is part of its answer from then on."""
+        account_id, _, month = name.partition("/")
+        begun_s = time.monotonic()
+        spent = await self._spent_in(account_id, month)
+        uses = self._uses.pop(name, [])
+        left = [use for use in uses if use.recorded_s is None or use.recorded_s > begun_s]
+        if left:
+            self._uses[name] = left
+        return spent
+
+
+def _unbounded(tokens: int) -> Callable[[], None]:
+    return _nothing
 
 
 def _nothing() -> None:

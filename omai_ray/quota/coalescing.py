@@ -13,13 +13,15 @@ import logging
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from omai_ray.errors import Overloaded
 from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.protocol import (
     Authority,
     Batch,
+    BucketState,
     Claim,
     Decision,
     Reservation,
@@ -33,14 +35,16 @@ MAX_BATCH = 500
 MAX_OWED = 100_000
 MAX_KNOWN = 10_000
 _LOG_EVERY_S = 10.0
+_Known = tuple[BucketState | None, BucketState | None, float]
 _log = logging.getLogger(__name__)
 
 
 class CoalescingLimiter:
     """Keeps the Limiter protocol over an authority.
 
-    replicas: how many processes share each limit while the authority is away. deadline_s: how long
-    a decision may take before it is made here; after that it is not asked for retry_s.
+    replicas: how many processes share each limit while the authority is away; each admits at least
+    one. deadline_s: how long a call may take before its decisions are made here; after that the
+    authority is not asked for retry_s.
     fallbacks: how many decisions were made here. clock: seconds, monotonic.
     """
 
@@ -63,8 +67,8 @@ class CoalescingLimiter:
         self._charges: list[Reservation] = []
         self._sending: asyncio.Task[None] | None = None
         self._away_until_s = float("-inf")
-        self._local: InProcessBuckets | None = None
-        self._known: OrderedDict[str, tuple[Decision, float]] = OrderedDict()
+        self._local = InProcessBuckets(clock)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
         self._logged_s = float("-inf")
         self.fallbacks = 0
 
@@ -84,8 +88,7 @@ class CoalescingLimiter:
 
         While the authority is away this returns at once; it is told later.
         """
-        if self._local is not None:
-            self._local.settle_one(reservation.reservation_id, used_tokens)
+        self._local.settle_one(reservation.reservation_id, used_tokens)
         if len(self._settlements) >= MAX_OWED:
             return  # it stays spent, and refills
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -95,10 +98,15 @@ class CoalescingLimiter:
             await settled
 
     async def close(self) -> None:
-        """Give up what has not been sent."""
+        """Send what is owed, if that can be done at once; nobody waits after this."""
         if self._sending is not None:
+            await asyncio.wait({self._sending}, timeout=0.0 if self._is_away else self._deadline_s)
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
+        for _, decided in self._reservations:
+            decided.cancel()
+        _resolve(self._settlements)
+        await self._authority.close()
 
     @property
     def _is_away(self) -> bool:
@@ -112,7 +120,7 @@ class CoalescingLimiter:
         try:
             while self._reservations or self._settlements or self._charges:
                 if self._is_away:
-                    await asyncio.sleep(self._retry_s)
+                    await asyncio.sleep(max(0.001, self._away_until_s - self._clock()))
                 else:
                     await self._send_batch()
         finally:
@@ -120,13 +128,9 @@ class CoalescingLimiter:
 
     async def _send_batch(self) -> None:
         charges, self._charges = self._charges[:MAX_BATCH], self._charges[MAX_BATCH:]
-        room = [] if self._charges else self._settlements  # never before its own charge
-        settlements, self._settlements = (
-            room[:MAX_BATCH],
-            self._settlements[len(room[:MAX_BATCH]) :],
-        )
-        reservations = self._reservations[:MAX_BATCH]
-        self._reservations = self._reservations[MAX_BATCH:]
+        most = 0 if self._charges else MAX_BATCH  # what is owed goes first
+        settlements, self._settlements = self._settlements[:most], self._settlements[most:]
+        reservations, self._reservations = self._reservations[:most], self._reservations[most:]
         batch = Batch(charges, [s for s, _ in settlements], [r for r, _ in reservations])
         try:
             decisions = await asyncio.wait_for(self._authority.call(batch), self._deadline_s)
@@ -134,62 +138,66 @@ class CoalescingLimiter:
                 self._remember(reservation, decision)
                 if not decided.done():
                     decided.set_result(decision)
-            self._local = None
         except Exception as error:  # whatever it is, nobody may wait for ever
             self._note_absence(error)
             self._charges = charges + self._charges
             self._settlements = settlements + self._settlements
             self._decide_waiting_here(reservations)
-        else:
-            for _, settled in settlements:
-                if not settled.done():
-                    settled.set_result(None)
         finally:  # also where this task is cancelled
+            _resolve(settlements)
             for _, decided in reservations:
                 if not decided.done():
                     decided.cancel()
 
     def _decide_waiting_here(
-        self, reservations: list[tuple[Reservation, asyncio.Future[Decision]]]
+        self, asked: list[tuple[Reservation, asyncio.Future[Decision]]]
     ) -> None:
-        waiting, self._reservations = reservations + self._reservations, []
+        """Answer all who wait. asked: those that the authority may have admitted all the same."""
+        waiting, self._reservations = self._reservations, []
+        for reservation, decided in asked:
+            gone = decided.done()
+            admitted = not gone and self._answer(reservation, decided)
+            if not admitted and len(self._settlements) < MAX_OWED:
+                settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._settlements.append(((reservation, 0), settled))
         for reservation, decided in waiting:
             if not decided.done():
-                decided.set_result(self._decide_here(reservation))
-        for _, settled in self._settlements:
-            if not settled.done():
-                settled.set_result(None)
+                self._answer(reservation, decided)
+        _resolve(self._settlements)
+
+    def _answer(self, reservation: Reservation, decided: asyncio.Future[Decision]) -> bool:
+        decision = self._decide_here(reservation)
+        decided.set_result(decision)
+        return decision.admitted
 
     def _decide_here(self, reservation: Reservation) -> Decision:
         """Decide within this process's share of each limit."""
         self.fallbacks += 1
-        if self._local is None:
-            self._local = InProcessBuckets(self._clock)
         claims = tuple(
             Claim(claim.bucket, claim.limits.share(self._replicas)) for claim in reservation.claims
         )
-        known, at_s = self._known.get(reservation.claims[0].bucket, (None, self._clock()))
         for claim in claims:
-            requests, tokens = (known.requests, known.tokens) if known else (None, None)
+            requests, tokens, at_s = self._known.get(claim.bucket, (None, None, self._clock()))
             self._local.seed(
                 claim,
-                requests.remaining // self._replicas if requests else None,
-                tokens.remaining // self._replicas if tokens else None,
+                requests.balance // self._replicas if requests else None,
+                tokens.balance // self._replicas if tokens else None,
                 at_s,
             )
-        decision = self._local.reserve_one(
-            Reservation(reservation.reservation_id, claims, reservation.tokens)
-        )
+        decision = self._local.reserve_one(replace(reservation, claims=claims))
         if decision.admitted and len(self._charges) < MAX_OWED:
             self._charges.append(reservation)
             self._send()
-        return decision
+        return _as_of_all(decision, reservation, self._replicas, self._retry_s)
 
     def _remember(self, reservation: Reservation, decision: Decision) -> None:
-        bucket = reservation.claims[0].bucket
-        self._known[bucket] = (decision, self._clock())
-        self._known.move_to_end(bucket)
-        if len(self._known) > MAX_KNOWN:
+        """Keep what the authority says is left: it knows better than the buckets here."""
+        states = decision.claims or ((decision.requests, decision.tokens),)
+        for claim, (requests, tokens) in zip(reservation.claims, states, strict=True):
+            self._local.forget(claim.bucket)
+            self._known[claim.bucket] = (requests, tokens, self._clock())
+            self._known.move_to_end(claim.bucket)
+        while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
     def _note_absence(self, error: Exception) -> None:
@@ -204,6 +212,42 @@ class CoalescingLimiter:
                 self._replicas,
                 self.fallbacks,
             )
+
+
+def _resolve(settlements: Iterable[tuple[Settlement, asyncio.Future[None]]]) -> None:
+    for _, settled in settlements:
+        if not settled.done():
+            settled.set_result(None)
+
+
+def _as_of_all(
+    decision: Decision, reservation: Reservation, replicas: int, retry_s: float
+) -> Decision:
+    """Return a decision of one share as a client may see it: with the limits themselves.
+
+    What is too large for the share alone may fit once the authority is back.
+    """
+    limits = [claim.limits for claim in reservation.claims]
+
+    def whole(state: BucketState | None, all_limits: Iterable[int | None]) -> BucketState | None:
+        for limit in all_limits:
+            if state and limit is not None and max(1, limit // replicas) == state.limit:
+                return replace(state, limit=limit)
+        return state
+
+    wait_s = decision.retry_after_s
+    fits = all(
+        each.tokens_per_minute is None or reservation.tokens <= each.tokens_per_minute
+        for each in limits
+    )
+    if decision.limited is not None and wait_s is None and fits:
+        wait_s = retry_s
+    return replace(
+        decision,
+        requests=whole(decision.requests, [each.requests_per_minute for each in limits]),
+        tokens=whole(decision.tokens, [each.tokens_per_minute for each in limits]),
+        retry_after_s=wait_s,
+    )
 
 
 class ShardedLimiter:

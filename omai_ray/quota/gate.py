@@ -91,11 +91,7 @@ class Gate:
         """
         claims = _claims(principal, limits_of(principal.tier, self._tiers))
         reservation = Reservation(f"{request_id}.{secrets.token_hex(8)}", claims, tokens)
-        await self._budgets.require(principal, tokens)
-
-        def count(used_tokens: int) -> Callable[[], None]:
-            return self._budgets.add(principal, used_tokens)
-
+        count = await self._budgets.require(principal, tokens)
         if not claims:
             return Permit(self._limiter, reservation, {}, count)
         decision = await self._reserve(reservation)

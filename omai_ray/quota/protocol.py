@@ -6,6 +6,7 @@ all ingress replicas share, and by the tests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -83,6 +84,11 @@ class BucketState:
     remaining: int
     reset_s: float
 
+    @property
+    def balance(self) -> int:
+        """Whole units left, negative in debt."""
+        return math.floor(self.limit - self.reset_s * self.limit / 60 + 1e-6)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -91,7 +97,7 @@ class Decision:
     limited: the bucket, or number of running requests, that refused. retry_after_s: when the same
     request would fit; None where it never can, because it alone exceeds the bucket.
     requests, tokens: the buckets after the decision, of several claims' the one that refused or
-    has the least left; None where unlimited.
+    has the least left; None where unlimited. claims: where there are several, each one's two.
     """
 
     admitted: bool
@@ -99,6 +105,7 @@ class Decision:
     tokens: BucketState | None
     limited: Limited | None = None
     retry_after_s: float | None = None
+    claims: tuple[tuple[BucketState | None, BucketState | None], ...] = ()
 
 
 class Limiter(Protocol):
@@ -131,8 +138,12 @@ class Batch:
 class Authority(Protocol):
     """Keeps the buckets of all accounts for many processes."""
 
+    async def close(self) -> None:
+        """Free what it holds here."""
+
     async def call(self, batch: Batch) -> list[Decision]:
         """Return a decision for each reservation; raise where it does not answer.
 
-        Asking twice under one id charges once: a call whose answer was lost may be repeated.
+        Asking twice under one id charges once, also after it was settled where it is a charge: a
+        call whose answer was lost may be repeated.
         """

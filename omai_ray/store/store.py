@@ -46,11 +46,12 @@ _SQLITE_AWAY = frozenset(
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
     }
 )
-# Classes of SQLSTATE: connection, rollback (deadlock), resources, an operator's doing, system.
-_POSTGRESQL_AWAY = frozenset({"08", "40", "53", "57", "58"})
-_READ_ONLY = "25006"  # a standby that has not been promoted yet
+# Classes of SQLSTATE: connection, authorization, rollback (deadlock), resources, an operator's
+# doing, system; and a standby that is read-only yet, a missing right, a missing table.
+_POSTGRESQL_AWAY = ("08", "28", "40", "53", "57", "58", "25006", "42501", "42P01")
 _log = logging.getLogger(__name__)
 
 
@@ -185,7 +186,7 @@ def _is_away(error: Exception) -> bool:
     """Whether the database, not the statement, is at fault."""
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None)
-        if state is not None and (state[:2] in _POSTGRESQL_AWAY or state == _READ_ONLY):
+        if state is not None and state.startswith(_POSTGRESQL_AWAY):
             return True
         code = getattr(error.orig, "sqlite_errorcode", None)
         if code is not None:

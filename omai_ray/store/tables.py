@@ -186,6 +186,7 @@ usage = Table(
     Column("finish_reason", String(32)),
     Column("cost", Double),
     Index("ix_usage_account_id_started_at", "account_id", "started_at"),
+    Index("ix_usage_started_at", "started_at", "request_id"),
 )
 
 # Sums of `usage`, kept by the same transactions. hour: when it began, seconds since the epoch;

@@ -105,7 +105,7 @@ async def test_leaving_while_an_embedding_waits_cancels_it(
     _, key = await api.key("basic")
     started = asyncio.Event()
 
-    async def never(_: object) -> Any:
+    async def never(_: object, __: str) -> Any:
         started.set()
         await asyncio.Event().wait()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
@@ -23,9 +24,14 @@ class Held:
         self.away = False
         self.lost = False
         self.batches: list[Batch] = []
+        self.called = asyncio.Event()
+
+    async def close(self) -> None:
+        pass
 
     async def call(self, batch: Batch) -> list[Decision]:
         self.batches.append(batch)
+        self.called.set()
         if self.away:
             raise ConnectionError("away")
         await self.let.wait()
@@ -228,13 +234,137 @@ async def test_an_account_is_with_one_shard(clock: Any) -> None:
 
 def test_buckets_go_on_from_a_snapshot(clock: Any) -> None:
     """What was spent stays spent; the time since then refills; what is open can be settled."""
-    kept = InProcessBuckets(clock)
+    wall = type(clock)()
+    kept = InProcessBuckets(clock, wall=wall)
     kept.reserve_many([ask("a", 30_000), ask("b", 10_000)])
     snapshot = kept.snapshot()
-    clock.now_s += 3.0
-    again = InProcessBuckets(clock)
+    clock.now_s = 5.0  # another machine's
+    wall.now_s += 3.0
+    again = InProcessBuckets(clock, wall=wall)
     again.restore(snapshot)
     refused = again.reserve_one(ask("c", 40_000))
     assert (60, 2_000) == (refused.requests.remaining, refused.tokens.remaining)  # type: ignore[union-attr]
     again.settle_one("a", 0)
     assert 32_000 == again.reserve_one(ask("d", 40_000)).tokens.remaining  # type: ignore[union-attr]
+
+
+def test_a_snapshot_from_a_clock_ahead_freezes_nothing(clock: Any) -> None:
+    """No time has passed then, and it goes on from there."""
+    wall = type(clock)()
+    kept = InProcessBuckets(clock, wall=wall)
+    kept.reserve_one(ask("a", 40_000))
+    snapshot = kept.snapshot()
+    wall.now_s -= 3600.0
+    again = InProcessBuckets(clock, wall=wall)
+    again.restore(snapshot)
+    clock.now_s += 30.0
+    assert again.reserve_one(ask("b", 20_000)).admitted
+
+
+@pytest.mark.parametrize("snapshot", [b"", b"junk", pickle.dumps((0, 1.0, 1.0, {}, {}))])
+def test_what_is_no_snapshot_is_told(clock: Any, snapshot: bytes) -> None:
+    """Whoever restores begins with full buckets."""
+    with pytest.raises(ValueError, match="snapshot"):
+        InProcessBuckets(clock).restore(snapshot)
+
+
+async def test_a_charge_whose_answer_was_lost_is_taken_once(held: Held, clock: Any) -> None:
+    """Though it has been settled with it, and both are sent again and again."""
+    limiter = client(held, clock)
+    held.away = True
+    reservations = [ask(f"a{number}", 1_000) for number in range(10)]
+    await asyncio.gather(*map(limiter.reserve, reservations))
+    await asyncio.gather(*(limiter.settle(reservation, 500) for reservation in reservations))
+    held.away, held.lost = False, True
+    for _ in range(3):
+        clock.now_s += 0.02
+        held.called.clear()
+        await held.called.wait()
+    held.lost = False
+    clock.now_s += 0.02
+    await settled(limiter)
+    (look,) = await held.buckets.call(Batch([], [], [ask("look", 10**9)]))
+
+    assert (50, 35_000) == (look.requests.remaining, look.tokens.remaining // 100 * 100)  # type: ignore[union-attr]
+
+
+async def test_what_is_refused_here_does_not_stay_open_there(held: Held, clock: Any) -> None:
+    """The authority may have admitted it before its answer was lost."""
+    limiter = client(held, clock, replicas=3)
+    two = (Claim("acct_1", Limits(None, None, 3)),)
+    held.lost = True
+    decisions = await asyncio.gather(
+        *(limiter.reserve(Reservation(f"a{number}", two, 1)) for number in range(3))
+    )
+    assert [True, False, False] == [decision.admitted for decision in decisions]
+    held.lost = False
+    clock.now_s += 0.02
+    await settled(limiter)
+    await limiter.settle(Reservation("a0", two, 1), 1)
+
+    assert 0 == held.buckets._pairs["acct_1"].running
+
+
+async def test_an_authority_that_comes_and_goes_makes_no_quota(held: Held, clock: Any) -> None:
+    """What it says is believed for what it was asked, and nothing else is forgotten."""
+    limiter = client(held, clock)
+    admissions = await admitted(limiter, 10, "first")
+    for flap in range(5):
+        held.away = True
+        admissions += await admitted(limiter, 100, f"away{flap}.")
+        held.away = False
+        clock.now_s += 0.02
+        await settled(limiter)
+    assert admissions == 60
+
+
+async def test_what_is_too_large_for_a_share_alone_may_come_again(held: Held, clock: Any) -> None:
+    """And the client sees its tier's limits, not the share."""
+    limiter = client(held, clock, replicas=3)
+    held.away = True
+    refused = await limiter.reserve(ask("a", 20_000))
+    assert (False, "tokens", 0.01) == (refused.admitted, refused.limited, refused.retry_after_s)
+    assert (60, 40_000) == (refused.requests.limit, refused.tokens.limit)  # type: ignore[union-attr]
+    never = await limiter.reserve(ask("b", 50_000))
+    assert never.retry_after_s is None
+    await limiter.close()
+
+
+async def test_each_claim_is_remembered_by_itself(held: Held, clock: Any) -> None:
+    """A key that is used up says nothing of its account's other keys, while the limiter is away."""
+    limiter = client(held, clock)
+    account, slow = Claim("acct_1", Limits(3_000, None)), Claim("acct_1/k1", Limits(5, None))
+    for number in range(5):
+        await limiter.reserve(Reservation(f"s{number}", (account, slow), 1))
+    held.away = True
+    assert (await limiter.reserve(Reservation("other", (account,), 1))).admitted
+    assert not (await limiter.reserve(Reservation("s9", (account, slow), 1))).admitted
+    await limiter.close()
+
+
+async def test_closing_answers_all_who_wait(held: Held, clock: Any) -> None:
+    """Queued and in flight, reservations and settlements."""
+    limiter = CoalescingLimiter(held, deadline_s=0.01, clock=clock)
+    held.let.clear()
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(limiter.settle(ask("a"), 1))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks += [
+        asyncio.create_task(limiter.settle(ask("b"), 1)),
+        asyncio.create_task(limiter.reserve(ask("c"))),
+    ]
+    await asyncio.sleep(0)
+    await limiter.close()
+    done, pending = await asyncio.wait(tasks, timeout=5.0)
+    assert not pending
+    assert 3 == len(done)
+
+
+def test_changed_limits_count_for_what_was_admitted_before(clock: Any) -> None:
+    """Its settlement neither brings the old ones back, nor fills what is spent."""
+    kept = InProcessBuckets(clock)
+    free, basic = Claim("acct_1", Limits(60, None)), Claim("acct_1", BASIC)
+    kept.reserve_one(Reservation("old", (free,), 10))
+    kept.reserve_one(Reservation("new", (basic,), 40_000))
+    kept.settle_one("old", 10)
+    assert not kept.reserve_one(Reservation("more", (basic,), 1)).admitted

@@ -64,6 +64,7 @@ def downgrade() -> None:
         op.execute("DROP FUNCTION audit_append_only()")
     op.drop_table("login_failures")
     op.drop_table("pepper_checks")
+    op.drop_index("ix_usage_started_at", "usage")
     op.drop_index("ix_users_created", "users")
     op.drop_index("ix_api_keys_created", "api_keys")
     op.drop_index("ix_accounts_created", "accounts")
@@ -147,6 +148,7 @@ def _create_audit() -> None:
 def _create_usage_hours() -> None:
     op.add_column("usage", sa.Column("first_token_ms", sa.BigInteger()))
     op.add_column("usage", sa.Column("cost", sa.Double()))
+    op.create_index("ix_usage_started_at", "usage", ["started_at", "request_id"])
     op.create_table(
         "usage_hours",
         sa.Column("account_id", sa.String(40), nullable=False),
