@@ -84,6 +84,7 @@ def test_the_limiters_death_ends_no_service_and_makes_no_quota(served: Served) -
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
+    eventually(lambda: 429 in statuses)  # the minute's worth is spent
     for _ in range(3):
         time.sleep(2.0)
         ray.kill(ray.get_actor(actor_name(0), namespace=NAMESPACE), no_restart=False)
