@@ -71,7 +71,7 @@ def test_a_tier_holds_across_ingress_replicas(served: Served) -> None:
 
 def test_the_limiters_death_ends_no_service_and_makes_no_quota(served: Served) -> None:
     """Killed again and again under load: no failure, and hardly more than the tier admits."""
-    _, key = served.create_key("basic")
+    account_id, key = served.create_key("basic")
     statuses: list[int] = []
     stop = threading.Event()
 
@@ -96,6 +96,7 @@ def test_the_limiters_death_ends_no_service_and_makes_no_quota(served: Served) -
 
     assert set(statuses) == {200, 429}
     assert statuses.count(200) <= (60 + elapsed_s) * 1.1 + 1
+    assert statuses.count(200) == served.requests_recorded(account_id)
     log = (served.settings.state_dir / "omai.log").read_text()
     assert "decisions are made in this process" in log
 

@@ -34,9 +34,9 @@ def totals(served: Served, account_id: str) -> UsageTotals:
 
 
 def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> None:
-    """No [DONE]; what the client got is in the ledger, and the next requests are answered."""
+    """No [DONE]; the tokens that the client got are in the ledger, the next requests answered."""
     account_id, key = served.create_key("pro")
-    body = CHAT | {"stream": True, "max_tokens": 1900, "logit_bias": {"70": 100}}
+    body = CHAT | {"stream": True, "max_tokens": 1900, "logit_bias": {"70": 100}, "logprobs": True}
     events = []
     with (
         served.client(key) as client,
@@ -51,7 +51,10 @@ def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> 
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"
     eventually(lambda: totals(served, account_id).requests == 1)
-    assert 0 < totals(served, account_id).completion_tokens < 1900
+    choices = [choice for event in map(json.loads, events[:-1]) for choice in event["choices"]]
+    tokens = sum(len(choice["logprobs"]["content"]) for choice in choices if choice["logprobs"])
+    assert 0 < tokens < 1900
+    assert tokens == totals(served, account_id).completion_tokens
     with served.client(key) as client:
         answers = [client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4})
                    for _ in range(5)]  # fmt: skip
@@ -96,3 +99,29 @@ def test_a_killed_ingress_replica_loses_no_record(served: Served) -> None:
     assert 0 <= lost <= len(failed)
     assert kept.prompt_tokens == sum(answered) + lost * answered[0]
     eventually(lambda: len(pids("ingress")) == 2)
+
+
+def test_clients_that_vanish_leave_nothing_behind(served: Served) -> None:
+    """Each stream is cancelled and recorded once; those who come next are answered."""
+    account_id, key = served.create_key("enterprise")
+    body = CHAT | {"stream": True, "max_tokens": 1900, "logit_bias": {"70": 100}}
+    clients = 30
+
+    def vanish() -> None:
+        with (
+            served.client(key) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            assert next(response.iter_lines()).startswith("data: ")
+
+    threads = [threading.Thread(target=vanish) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: totals(served, account_id).requests == clients)
+    assert totals(served, account_id).completion_tokens < 1900 * clients / 2
+    with served.client(key) as client:
+        answer = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4})
+    assert answer.status_code == 200
+    assert totals(served, account_id).requests == clients + 1
