@@ -50,8 +50,9 @@ async def database_url(
 
 @pytest.fixture
 async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    """Open a new database, whose locks are waited for only briefly where it is SQLite."""
+    """Open a new database: SQLite's locks are waited for only briefly, a busy server for long."""
     monkeypatch.setattr("omai_ray.store.engine.BUSY_S", 0.01)
+    monkeypatch.setattr("omai_ray.store.store.REMOTE_PATIENCE_S", 60.0)
     opened = await Store.open(database_url)
     yield opened
     await opened.close()

@@ -655,10 +655,10 @@ async def test_a_silent_database_is_answered_for_within_a_quarter_of_a_second(
     registry: Registry, key: str, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that swallows packets: known keys pass, others are told to come back."""
-    monkeypatch.setattr(Store, "patience_s", 0.02)
-    monkeypatch.setattr("omai_ray.identity.lookups.PATIENCE_S", 0.02)
     other = Authenticator(registry, monotonic=clock)
     assert await other.authenticate([bearer(key)], HERE)
+    for lookups in (other._keys, other._session_entries):
+        lookups._answer_s = lookups._patience_s = 0.02
     silent = asyncio.Event()
 
     @asynccontextmanager
