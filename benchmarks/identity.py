@@ -17,7 +17,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,8 @@ from sqlalchemy import insert
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from litellm_peer import run_litellm
+
 from omai_ray.errors import Unauthorized
 from omai_ray.identity import keys
 from omai_ray.identity.accounts import new_account
@@ -39,8 +40,6 @@ from omai_ray.identity.registry import Registry
 from omai_ray.settings import Settings
 from omai_ray.store.tables import accounts, api_keys
 
-ROOT = Path(__file__).resolve().parent.parent
-LITELLM = ROOT / ".venv-bench" / "litellm" / "bin" / "python"
 SMALL = (100, 300)
 LARGE = (100_000, 300_000)
 HERE = "203.0.113.1"
@@ -73,7 +72,7 @@ async def fill(registry: Registry, sizes: tuple[int, int], kept: int = 2000) -> 
         rows.append(row)
         if number % max(1, sizes[1] // kept) == 0:
             samples.append(text)
-    account_rows = [{c.name: getattr(a, c.name) for c in accounts.c} for a in made]
+    account_rows = [account.row() for account in made]
     for table, table_rows in ((accounts, account_rows), (api_keys, rows)):
         for start in range(0, len(table_rows), 5000):
             async with registry.store.writing() as connection:
@@ -274,19 +273,6 @@ asyncio.run(main(int(sys.argv[1])))
 """
 
 
-def measure_litellm(calls: int) -> float | None:
-    """Return the seconds of LiteLLM's check of a key that it has in its cache."""
-    if not LITELLM.exists():
-        return None
-    done = subprocess.run(
-        [LITELLM, "-c", _LITELLM, str(calls)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return None
-    return float(json.loads(done.stdout.splitlines()[-1])["cached_s"])
-
-
 def main() -> None:
     """Measure, print a table, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -324,9 +310,9 @@ def main() -> None:
         figures["timing_welch_p"] = asyncio.run(
             measure_timing(Settings(state_dir=Path(directory) / "t"), pairs)
         )
-    litellm = measure_litellm(200 * rounds)
+    litellm = run_litellm(_LITELLM, 200 * rounds)
     if litellm is not None:
-        figures["litellm_cached_us"] = litellm * 1e6
+        figures["litellm_cached_us"] = litellm["cached_s"] * 1e6
         figures["vs_litellm_cached"] = figures["litellm_cached_us"] / figures["large_cached_us"]
     rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     for name, value in rounded.items():

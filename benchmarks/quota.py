@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray  # noqa: E402
+from litellm_peer import run_litellm  # noqa: E402
 
 from deployments.limiter import ActorAuthority  # noqa: E402
 from omai_ray.quota.buckets import InProcessBuckets  # noqa: E402
@@ -43,7 +44,6 @@ from omai_ray.quota.protocol import (  # noqa: E402
 )
 from omai_ray.quota.redis_authority import RedisAuthority  # noqa: E402
 
-LITELLM = ROOT / ".venv-bench" / "litellm" / "bin" / "python"
 PRO = Limits(10**9, 10**12)
 BASIC = Limits(60, 40_000)
 DEADLINE_S = 30.0  # a benchmark must not decide for itself
@@ -180,20 +180,6 @@ asyncio.run(main(int(sys.argv[1])))
 """
 
 
-def measure_litellm(calls: int) -> dict[str, float] | None:
-    """Return what LiteLLM's limiter does in one process, its cache in memory and shared."""
-    if not LITELLM.exists():
-        return None
-    done = subprocess.run(
-        [LITELLM, "-c", _LITELLM, str(calls)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return None
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def measure_redis(seconds: float) -> dict[str, float] | None:
     """Return the same of a Redis server of the benchmark's own."""
     if shutil.which("redis-server") is None:
@@ -265,7 +251,7 @@ def main() -> None:
             "redis_added_latency_p50_ms": redis["p50_ms"],
             "redis_basic_admitted_of_500": int(redis["admitted"]),
         }
-    litellm = measure_litellm(2_000 if args.quick else 10_000)
+    litellm = run_litellm(_LITELLM, 2_000 if args.quick else 10_000)
     if litellm is not None:
         figures |= {
             "litellm_decisions_per_s": litellm["per_s"],

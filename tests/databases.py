@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,7 +21,7 @@ from sqlalchemy import text
 
 from omai_ray.store import Store
 from omai_ray.store.engine import create_engine, parse_url
-from tests.programs import lacking, require_module
+from tests.programs import free_port, lacking, require_module
 
 _PATIENCE_S = 60.0
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
@@ -79,7 +78,7 @@ def run_postgres() -> Iterator[Postgres]:
     options: dict[str, Any] = {"cwd": directory, "stdin": subprocess.DEVNULL}
     if user is not None:
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    port = _free_port()
+    port = free_port()
     try:
         data, log = directory / "data", directory / "log"
         made = subprocess.run(
@@ -139,12 +138,6 @@ def _unprivileged() -> pwd.struct_passwd:
         return pwd.getpwnam("postgres")
     except KeyError:
         return pwd.getpwnam("nobody")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(server: subprocess.Popen[Any], port: int, log: Path) -> None:

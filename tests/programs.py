@@ -5,9 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 from typing import NoReturn
 
 import pytest
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def require_program(name: str, *, package: str) -> None:

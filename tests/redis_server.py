@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.programs import require_module, require_program
+from tests.programs import free_port, require_module, require_program
 
 _PATIENCE_S = 20.0
 
@@ -22,9 +22,7 @@ def run_redis() -> Iterator[str]:
     require_module("redis", extra="redis")
     require_program("redis-server", package="redis-server")
     directory = Path(tempfile.mkdtemp(prefix="omai-redis-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
     server = subprocess.Popen(
         ["redis-server", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -158,17 +158,13 @@ class AdminRoutes:
     async def usage(self, request: Request) -> Response:
         """Answer GET /v1/admin/usage."""
         admin, query = self._admin(request), read_query(request, schemas.AdminUsageQuery)
-        account_id = None
-        if query.account is not None:
-            account_id = (await admin.accounts.get(query.account)).id
+        account_id = await admin.accounts.id_of(query.account)
         return ObjectResponse(await usage_of(self._ledger, account_id, query))
 
     async def list_audit(self, request: Request) -> Response:
         """Answer GET /v1/admin/audit."""
         admin, query = self._admin(request), read_query(request, schemas.AuditQuery)
-        account_id = None
-        if query.account is not None:
-            account_id = (await admin.accounts.get(query.account)).id
+        account_id = await admin.accounts.id_of(query.account)
         page = await admin.audit.list(
             account_id=account_id,
             actor=query.actor,

@@ -78,7 +78,7 @@ async def _accounts(
 ) -> tuple[str | None, dict[str, str]]:
     """Return the id of the account that is asked for, if any, and the names of all where needed."""
     accounts = Administration(registry).accounts
-    account_id = None if args.account is None else (await accounts.get(args.account)).id
+    account_id = await accounts.id_of(args.account)
     if "account" not in args.by:
         return account_id, {}
     return account_id, {account.id: account.name for account in await everything(accounts.list)}
@@ -120,9 +120,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _audit(args: argparse.Namespace) -> int:
     async def read(admin: Administration) -> list[AuditEntry]:
-        account_id = None
-        if args.account is not None:
-            account_id = (await admin.accounts.get(args.account)).id
+        account_id = await admin.accounts.id_of(args.account)
         found: list[AuditEntry] = []
         after = None
         while len(found) < args.limit:

@@ -60,6 +60,10 @@ class Accounts:
         async with self._registry.store.reading() as connection:
             return await find_account(connection, reference)
 
+    async def id_of(self, reference: str | None) -> str | None:
+        """Return the id of the account of that name or id; None for None, which is all accounts."""
+        return None if reference is None else (await self.get(reference)).id
+
     async def list(self, after: str | None = None, limit: int = MAX_PAGE) -> Page[Account]:
         """Return accounts, oldest first. after: the id of the last one seen."""
         async with self._registry.store.reading() as connection:

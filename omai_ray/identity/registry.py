@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Table, insert
 from sqlalchemy.exc import IntegrityError
@@ -19,7 +18,7 @@ from omai_ray.identity.audit import AuditLog
 from omai_ray.identity.passwords import Passwords
 from omai_ray.identity.peppers import Peppers
 from omai_ray.settings import Settings
-from omai_ray.store import Store
+from omai_ray.store import Account, ApiKey, Store, User
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,9 @@ class Change:
     _audit: AuditLog
     _actor: Actor
 
-    async def insert(self, table: Table, record: Any) -> None:
+    async def insert(self, table: Table, record: Account | ApiKey | User) -> None:
         """Insert a record."""
-        values = {column.name: getattr(record, column.name) for column in table.c}
-        await self.connection.execute(insert(table).values(**values))
+        await self.connection.execute(insert(table).values(**record.row()))
 
     async def note(
         self, action: str, target: str, account_id: str | None, **details: object

@@ -67,7 +67,6 @@ class Sessions:
         over = or_(sessions.c.expires <= now_s, sessions.c.last_seen <= now_s - self.idle_s)
         if replaced is not None:
             over = or_(over, sessions.c.id == hashed(replaced))
-        row = {column.name: getattr(session, column.name) for column in sessions.c}
         actor = Actor(user.id, user.name, source)
         entry = self._audit.entry(actor, "session.login", user.id, user.account_id)
         verified = select(users.c.password_hash).where(users.c.id == user.id)
@@ -77,7 +76,7 @@ class Sessions:
                 raise unauthorized("Incorrect username or password.")
             await connection.execute(delete(sessions).where(over))
             await connection.execute(delete(sessions).where(sessions.c.id.in_(_oldest(user.id))))
-            await connection.execute(insert(sessions).values(**row))
+            await connection.execute(insert(sessions).values(**session.row()))
             await self._audit.write(connection, entry)
         return session, value
 

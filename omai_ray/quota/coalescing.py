@@ -270,7 +270,7 @@ class ShardedLimiter:
         await self._shard(reservation).settle(reservation, used_tokens)
 
     async def close(self) -> None:
-        """Give up what has not been sent."""
+        """Close every shard."""
         for shard in self._shards:
             await shard.close()
 

@@ -19,6 +19,10 @@ class _Record:
         """Pick this record's columns, named `prefix` + field, out of a row's mapping."""
         return cls(**{field.name: row[prefix + field.name] for field in fields(cls)})
 
+    def row(self) -> dict[str, Any]:
+        """Return the record as its table takes it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class Account(_Record):

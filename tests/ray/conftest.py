@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
 from omai_ray.settings import IngressSettings, Settings
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
+from tests.programs import free_port
 
 Result = TypeVar("Result")
 
@@ -45,13 +45,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         save_chat_checkpoint(root / "chat", context=2048),
         save_embedding_checkpoint(root / "embedding"),
     )
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

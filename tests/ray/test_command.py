@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.ray.conftest import free_port
+from tests.programs import free_port
 
 COMMAND = str(Path(sys.executable).parent / "omai-ray")
 START_S = 120.0
