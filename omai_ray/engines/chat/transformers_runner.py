@@ -115,7 +115,7 @@ class TransformersRunner:
         out = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             use_cache=False,
-            logits_to_keep=torch.tensor(drawn, device=self._device),
+            logits_to_keep=torch.tensor(drawn, dtype=torch.long, device=self._device),
             step=step,
             memory=self._memory,
             **options,

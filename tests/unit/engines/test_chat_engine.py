@@ -106,6 +106,18 @@ async def test_an_engine_that_ends_tells_those_who_wait(
         await collect(engine, GenerationRequest("b", [5], 2, GREEDY))
 
 
+async def test_a_prompt_of_several_steps_is_continued_as_by_generate(tmp_path: Path) -> None:
+    """Alone, so that its first step draws no token for anybody."""
+    checkpoint = save_chat_checkpoint(tmp_path, context=1400)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    prompt = [5 + place % 90 for place in range(1300)]
+    engine = BatchingEngine(ModelSpec(name="m", task="chat", source=str(checkpoint)))
+    engine.start()
+    outputs = await collect(engine, GenerationRequest("a", prompt, 12, GREEDY))
+    await engine.drain()
+    assert tokens(outputs) == greedy(model, prompt, 12)
+
+
 async def test_little_memory_costs_time_and_nothing_else(checkpoint: Path) -> None:
     """Where keys and values of one sequence only have room, all answers are the same."""
     roomy = ModelSpec(name="m", task="chat", source=str(checkpoint))
