@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import open_limiter
 from omai_ray.api.app import Services, create_app
-from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
+from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
@@ -25,7 +25,7 @@ from omai_ray.quota.gate import Gate
 from omai_ray.settings import Settings
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.text.chat_template import ChatTokenizer
-from omai_ray.text.embedding_input import EmbeddingTokenizer
+from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
 LEDGER_CLOSE_S = 2.0
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Ingress:
             administration=administration,
             tiers=settings.tiers,
             sessions=settings.sessions,
-            max_body_bytes=settings.ingress.max_body_bytes,
+            ingress=settings.ingress,
             trusted_proxies=settings.trusted_proxies,
             proxy_echoes_id=True,
             close=close,
@@ -94,7 +94,12 @@ def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) 
         for spec in settings.models
         if spec.task == "embedding"
     }
-    return ServedModels(catalog, chats, embeddings)
+    reranks = {
+        spec.name: _serve_rerank(spec, handles[spec.name])
+        for spec in settings.models
+        if spec.task == "rerank"
+    }
+    return ServedModels(catalog, chats, embeddings, reranks)
 
 
 def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
@@ -109,3 +114,10 @@ def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEm
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = EmbeddingTokenizer(directory, spec.context, spec.prompt)
     return ServedEmbedding(spec, tokenizer, HandleEmbeddingBackend(handle), created)
+
+
+def _serve_rerank(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedRerank:
+    directory = locate(spec, weights=False)
+    created = int((directory / "config.json").stat().st_mtime)
+    tokenizer = PairTokenizer(directory, spec.context)
+    return ServedRerank(spec, tokenizer, HandleEmbeddingBackend(handle), created)

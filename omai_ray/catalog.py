@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omai_ray.errors import ConfigError, ModelNotFound
 
-Task = Literal["chat", "embedding"]
+Task = Literal["chat", "embedding", "rerank"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Engine = Literal["transformers", "llama-cpp", "vllm"]
@@ -70,9 +70,10 @@ class Price(BaseModel):
 class ModelSpec(BaseModel):
     """One model of the catalog.
 
+    task: rerank is for cross-encoders of one label, which score a document for a query.
     context: longest sequence in tokens that is served; the checkpoint's own by default.
     typical_output_tokens: what the quota reserves for a completion that names no maximum.
-    truncate: shorten an over-long embedding input instead of refusing it.
+    truncate: shorten an over-long embedding input, or document to rank, instead of refusing it.
     pooling, normalize: how a bare encoder, one that is not in the sentence-transformers layout,
     makes a sentence's vector; the layout states its own.
     prompt: the name of the checkpoint's prompt to put before texts, instead of its default one.
@@ -123,6 +124,13 @@ class ModelSpec(BaseModel):
             raise ValueError("adapters is for chat models with engine transformers")
         if self.engine_args and self.engine != "vllm":
             raise ValueError(f"engine_args is for engine vllm; {self.engine} takes none")
+        vectors_only = [
+            name
+            for name in ("pooling", "normalize", "prompt", "dimensions")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if self.task == "rerank" and vectors_only:
+            raise ValueError(f"{', '.join(vectors_only)}: not for rerank models, which give scores")
         return self
 
 

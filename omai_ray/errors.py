@@ -129,6 +129,14 @@ class PayloadTooLarge(OMAiError):
     default_code = "payload_too_large"
 
 
+class HeadersTooLarge(OMAiError):
+    """There are too many headers, or they are too long."""
+
+    status = 431
+    type = "invalid_request_error"
+    default_code = "headers_too_large"
+
+
 class UnsupportedMediaType(OMAiError):
     """The body is not JSON."""
 

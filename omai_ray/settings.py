@@ -39,6 +39,9 @@ ENVIRONMENT = {
 CONFIG_VARIABLE = "OMAI_CONFIG"
 
 
+Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$"), AfterValidator(str.lower)]
+
+
 class Tier(BaseModel):
     """What an account may use in a minute, and how many requests at once; None is unlimited."""
 
@@ -57,14 +60,20 @@ DEFAULT_TIERS = {
 
 
 class IngressSettings(BaseModel):
-    """The HTTP edge: how many processes share it, and what a request may be."""
+    """The HTTP edge: how many processes share it, and what a request may be.
+
+    cors_origins: those of web pages that may call it (`https://app.example`), or `*` for all.
+    keep_alive_s: after how much silence a stream says that it still is there.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     num_cpus: Annotated[float, Field(ge=0)] = 0.1
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 1000
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    cors_origins: tuple[Literal["*"] | Origin, ...] = ()
+    keep_alive_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
 
 
 class LimiterSettings(BaseModel):
@@ -106,9 +115,7 @@ class SessionSettings(BaseModel):
     idle_minutes: Annotated[float, Field(ge=5, le=525_600)] = 480
     absolute_hours: Annotated[float, Field(ge=1, le=8760)] = 168
     secure: Literal["auto", "always"] = "auto"
-    origins: tuple[
-        Annotated[str, Field(pattern=r"^https?://[^/\s]+$"), AfterValidator(str.lower)], ...
-    ] = ()
+    origins: tuple[Origin, ...] = ()
 
 
 class Settings(BaseModel):

@@ -29,9 +29,7 @@ class Accountant:
     gate: Gate
     ledger: UsageLedger
 
-    async def admit(
-        self, request: Request, spec: ModelSpec, *, prompt_tokens: int, reserved_tokens: int
-    ) -> Meter:
+    async def admit(self, request: Request, spec: ModelSpec, *, reserved_tokens: int) -> Meter:
         """Return the request's open account, or raise RateLimited.
 
         reserved_tokens: the most the request may use, prompt included. The rate-limit headers

@@ -6,7 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from omai_ray.api.schemas.chat import ChatRequest, JsonFormat, NamedTool, SchemaFormat, Tool
+from omai_ray.api.schemas.chat import (
+    AllowedToolsChoice,
+    ChatRequest,
+    JsonFormat,
+    NamedTool,
+    SchemaFormat,
+    StructuredOutputs,
+    Tool,
+)
 from omai_ray.engines.chat.protocol import Grammar
 from omai_ray.errors import InvalidRequest
 from omai_ray.text.tokenizer import TextTokenizer
@@ -25,17 +33,20 @@ def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | Non
     found out by the engine.
     """
     several = body.parallel_tool_calls is not False
-    tools = _callable_tools(body)
-    if body.tool_choice not in (None, "none", "auto"):
+    must_call, tools = _callable_tools(body)
+    if must_call:
         calls = "call+" if several else "call"
         return Grammar("lark", f"start: {calls}\n{_call_rule(tools, tokenizer)}", "tools")
+    if body.structured_outputs is not None:
+        return _structured(body.structured_outputs)
     schema = _schema(body)
     if schema is not None and tools:
         rules = f"start: answer | call+\nanswer: %json {_written(schema)}\n"
         return Grammar("lark", rules + _call_rule(tools, tokenizer))
     if schema is not None:
         return Grammar("json_schema", _written(schema))
-    if any(tool.function.strict for tool in tools):
+    restricted = len(tools) < len(body.tools or []) and body.tool_choice != "none"
+    if restricted or any(tool.function.strict for tool in tools):
         start = "start: said_call* SAID" if several else "start: said_call | SAID"
         has_tag = tokenizer.has_token(OPEN)
         said_call = "SAID call" if has_tag else "OPENING called"
@@ -44,27 +55,43 @@ def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | Non
     return None
 
 
-def _callable_tools(body: ChatRequest) -> Sequence[Tool]:
-    """Return the tools that may, or have to, be called."""
+def _callable_tools(body: ChatRequest) -> tuple[bool, Sequence[Tool]]:
+    """Return whether there has to be a call, and the tools that may be called."""
     choice = body.tool_choice
     tools = body.tools or []
     if choice in (None, "auto"):
-        return tools
+        return False, tools
     if choice == "none":
-        return ()
+        return False, ()
     if not tools:
         raise InvalidRequest(
             "'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice"
         )
-    if not isinstance(choice, NamedTool):
-        return tools
-    named = [tool for tool in tools if tool.function.name == choice.function.name]
-    if not named:
-        raise InvalidRequest(
-            f"Invalid 'tool_choice': there is no tool named '{choice.function.name}' in 'tools'.",
-            param="tool_choice",
-        )
-    return named
+    if isinstance(choice, NamedTool):
+        return True, _named(tools, [choice])
+    if isinstance(choice, AllowedToolsChoice):
+        allowed = choice.allowed_tools
+        return allowed.mode == "required", _named(tools, allowed.tools)
+    return True, tools
+
+
+def _named(tools: Sequence[Tool], wanted: Sequence[NamedTool]) -> list[Tool]:
+    by_name = {tool.function.name: tool for tool in tools}
+    for named in wanted:
+        if named.function.name not in by_name:
+            raise InvalidRequest(
+                f"Invalid 'tool_choice': there is no tool named '{named.function.name}' in "
+                "'tools'.",
+                param="tool_choice",
+            )
+    return list({named.function.name: by_name[named.function.name] for named in wanted}.values())
+
+
+def _structured(form: StructuredOutputs) -> Grammar:
+    if form.regex is not None:
+        return Grammar("regex", form.regex, "structured_outputs")
+    choices = " | ".join(json.dumps(choice) for choice in form.choice or [])
+    return Grammar("lark", f"start: {choices}", "structured_outputs")
 
 
 def _schema(body: ChatRequest) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The ASGI application, put together.
 
-From the outside in: context (ids, headers, errors), body limit, identity, routes.
+From the outside in: context (ids, headers, the log), cross-origin rules, failures, limits,
+identity, methods, routes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -27,18 +29,19 @@ from omai_ray.api.accounting import Accountant
 from omai_ray.api.administration import AdminRoutes, add_admin_routes
 from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
-from omai_ray.api.body_limit import BodyLimitMiddleware
 from omai_ray.api.chat import ChatEndpoint
-from omai_ray.api.context import (
-    CLIENT_CLOSED_REQUEST,
-    ContextMiddleware,
-    internal_error,
-    render_error,
-)
+from omai_ray.api.completions import CompletionsEndpoint
+from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
 from omai_ray.api.embeddings import EmbeddingsEndpoint
+from omai_ray.api.failures import FailureMiddleware, internal_error, render_error
+from omai_ray.api.generation import TextService
 from omai_ray.api.health import HealthRoutes
+from omai_ray.api.methods import MethodsMiddleware, allowed_methods
 from omai_ray.api.models import ModelRoutes
+from omai_ray.api.relevance import RelevanceRoutes
 from omai_ray.api.render import JsonBytes
+from omai_ray.api.request_limits import RequestLimitsMiddleware
+from omai_ray.api.responses import ResponsesEndpoint
 from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
 from omai_ray.api.schemas.common import (
     Credentials,
@@ -47,30 +50,44 @@ from omai_ray.api.schemas.common import (
     ModelCard,
     ModelList,
 )
+from omai_ray.api.schemas.completions import CompletionRequest, CompletionResponse
 from omai_ray.api.schemas.embeddings import EmbeddingRequest, EmbeddingResponse
+from omai_ray.api.schemas.relevance import (
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from omai_ray.api.schemas.responses import ResponseObject, ResponseRequest
+from omai_ray.api.schemas.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from omai_ray.api.tokens import TokenRoutes
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.middleware import IdentityMiddleware
 from omai_ray.ledger.ledger import UsageLedger
 from omai_ray.quota.gate import Gate
-from omai_ray.settings import SessionSettings, Tier
+from omai_ray.settings import IngressSettings, SessionSettings, Tier
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PUBLIC_PATHS = frozenset(
     {"/healthz", "/readyz", "/openapi.json", "/docs", "/v1/auth/login"}
     | {f"/docs/static/{name}" for name in _STATIC_FILES}
 )
-_CHAT_EXAMPLE = {
-    "model": "omai-gpt-4",
-    "messages": [{"role": "user", "content": "Hello, how are you?"}],
-    "temperature": 0.7,
-    "max_tokens": 1000,
-}
-_EMBEDDING_EXAMPLE = {
-    "model": "text-embedding-ada-002",
-    "input": "The quick brown fox jumps over the lazy dog",
-}
+# What a page of another origin may read.
+_EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    *(f"x-ratelimit-{kind}-{unit}" for kind in openapi.RATE_KINDS for unit in openapi.RATE_UNITS),
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ class Services:
     administration: Administration
     tiers: Mapping[str, Tier]
     sessions: SessionSettings
-    max_body_bytes: int
+    ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
     proxy_echoes_id: bool
     close: Callable[[], Awaitable[None]]
@@ -106,14 +123,30 @@ def create_app(services: Services) -> ASGIApp:
     _add_accounts(app, services)
     _add_operations(app, services)
     guarded = IdentityMiddleware(
-        app,
+        MethodsMiddleware(app, app.routes),
         services.authenticator,
         PUBLIC_PATHS,
         services.trusted_proxies,
         services.sessions.origins,
     )
-    limited = BodyLimitMiddleware(guarded, services.max_body_bytes)
-    return ContextMiddleware(limited, proxy_echoes_id=services.proxy_echoes_id)
+    limited = RequestLimitsMiddleware(guarded, services.ingress.max_body_bytes)
+    answered = _share(FailureMiddleware(limited), services.ingress.cors_origins)
+    return ContextMiddleware(answered, proxy_echoes_id=services.proxy_echoes_id)
+
+
+def _share(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """Let pages of these origins call the API, those that are named with their sessions too."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers=("*",),
+        allow_credentials="*" not in origins,
+        expose_headers=_EXPOSED,
+        max_age=3600,
+    )
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -126,28 +159,31 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 
 def _add_inference(app: FastAPI, services: Services) -> None:
+    models = services.models
     accountant = Accountant(services.gate, services.ledger)
-    app.add_api_route(
-        "/v1/chat/completions",
-        ChatEndpoint(services.models, accountant).create,
-        methods=["POST"],
-        summary="Create a chat completion",
-        tags=["Chat"],
-        response_model=None,
-        responses=openapi.responses(ChatResponse, stream=True, rated=True),
-        openapi_extra=openapi.request_body(ChatRequest, _CHAT_EXAMPLE),
-    )
-    app.add_api_route(
-        "/v1/embeddings",
-        EmbeddingsEndpoint(services.models, accountant).create,
-        methods=["POST"],
-        summary="Create embeddings",
-        tags=["Embeddings"],
-        response_model=None,
-        responses=openapi.responses(EmbeddingResponse, rated=True),
-        openapi_extra=openapi.request_body(EmbeddingRequest, _EMBEDDING_EXAMPLE),
-    )
-    models = ModelRoutes(services.models)
+    text = TextService(accountant, services.ingress.keep_alive_s)
+    relevance, tokens = RelevanceRoutes(models, accountant), TokenRoutes(models, accountant)
+    add = partial(openapi.add_inference, app)
+    add("/v1/chat/completions", ChatEndpoint(models, text).create, ChatRequest, ChatResponse,
+        "Create a chat completion", "Chat", stream=True)  # fmt: skip
+    add("/v1/responses", ResponsesEndpoint(models, text).create, ResponseRequest, ResponseObject,
+        "Create a response", "Chat", stream=True)  # fmt: skip
+    add("/v1/completions", CompletionsEndpoint(models, text).create, CompletionRequest,
+        CompletionResponse, "Continue a text", "Chat", stream=True)  # fmt: skip
+    add("/v1/embeddings", EmbeddingsEndpoint(models, accountant).create, EmbeddingRequest,
+        EmbeddingResponse, "Create embeddings", "Embeddings")  # fmt: skip
+    add("/v1/rerank", relevance.rerank, RerankRequest, RerankResponse,
+        "Rank documents by a query", "Embeddings")  # fmt: skip
+    add("/v1/score", relevance.score, ScoreRequest, ScoreResponse,
+        "Score pairs of texts", "Embeddings")  # fmt: skip
+    add("/tokenize", tokens.tokenize, TokenizeRequest, TokenizeResponse,
+        "List the tokens of a text", "Tokens")  # fmt: skip
+    add("/detokenize", tokens.detokenize, DetokenizeRequest, DetokenizeResponse,
+        "Write tokens as text", "Tokens")  # fmt: skip
+    _add_models(app, ModelRoutes(models))
+
+
+def _add_models(app: FastAPI, models: ModelRoutes) -> None:
     app.add_api_route(
         "/v1/models",
         models.list,
@@ -224,7 +260,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             return render_error(internal_error())
-        return render_error(_of_http(request, error))
+        return render_error(_of_http(app, request, error))
 
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -235,14 +271,14 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, domain)
 
 
-def _of_http(request: Request, error: HTTPException) -> OMAiError:
+def _of_http(app: FastAPI, request: Request, error: HTTPException) -> OMAiError:
     """Return our error for one that routing raised."""
     path, method = request.scope["path"][:200], request.method
     if error.status_code == 405:
         return MethodNotAllowed(
             f"Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different HTTP "
             "method?)",
-            headers=error.headers,
+            headers={"Allow": ", ".join(allowed_methods(app.routes, request.scope))},
         )
     if error.status_code == 404:
         return NotFound(f"Invalid URL ({method} {path})", code="unknown_url")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from omai_ray.catalog import Catalog, ModelSpec
+from omai_ray.catalog import Catalog, ModelSpec, Task
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.text.chat_template import ChatTokenizer
-from omai_ray.text.embedding_input import EmbeddingTokenizer
+from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
 
 class ChatBackend(Protocol):
@@ -26,11 +26,12 @@ class ChatBackend(Protocol):
 
 
 class EmbeddingBackend(Protocol):
-    """Embeds for one model."""
+    """Embeds for one model, or scores pairs of texts."""
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids. Raises OMAiError subclasses.
 
+        Of a reranker, [N, 1]: how relevant each pair's document is to its query.
         account: whose turn it is where several wait.
         """
 
@@ -60,12 +61,26 @@ class ServedEmbedding:
 
 
 @dataclass(frozen=True)
+class ServedRerank:
+    """A reranker as the API sees it."""
+
+    spec: ModelSpec
+    tokenizer: PairTokenizer
+    backend: EmbeddingBackend
+    created: int
+
+
+ServedModel = ServedChat | ServedEmbedding | ServedRerank
+
+
+@dataclass(frozen=True)
 class ServedModels:
     """Every model of the catalog, by task and name. Lookups raise ModelNotFound."""
 
     catalog: Catalog
     chats: dict[str, ServedChat]
     embeddings: dict[str, ServedEmbedding]
+    reranks: dict[str, ServedRerank] = field(default_factory=dict)
 
     def chat(self, name: str) -> ServedChat:
         """Return the chat model that `name`, or its alias, means."""
@@ -75,11 +90,20 @@ class ServedModels:
         """Return the embedding model that `name`, or its alias, means."""
         return self.embeddings[self.catalog.resolve(name, "embedding").name]
 
-    def any(self, name: str) -> ServedChat | ServedEmbedding:
+    def rerank(self, name: str) -> ServedRerank:
+        """Return the reranker that `name`, or its alias, means."""
+        return self.reranks[self.catalog.resolve(name, "rerank").name]
+
+    def any(self, name: str) -> ServedModel:
         """Return the model that `name`, or its alias, means, whatever it does."""
         spec = self.catalog.resolve(name)
-        return self.chats[spec.name] if spec.task == "chat" else self.embeddings[spec.name]
+        by_task: dict[Task, Mapping[str, ServedModel]] = {
+            "chat": self.chats,
+            "embedding": self.embeddings,
+            "rerank": self.reranks,
+        }
+        return by_task[spec.task][spec.name]
 
-    def all(self) -> list[ServedChat | ServedEmbedding]:
+    def all(self) -> list[ServedModel]:
         """Return every model in the catalog's order."""
         return [self.any(name) for name in self.catalog.models]

@@ -1,11 +1,7 @@
-"""The outermost middleware: a request's id, its headers, its log line, and every failure's answer.
-
-Errors are rendered here and nowhere else. A response that has begun is never begun again.
-"""
+"""The outermost middleware: a request's id, its response's headers, its log line."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -13,13 +9,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omai_ray.errors import OMAiError, ServerError
 from omai_ray.telemetry.logs import FIELDS, request_id_var
 
 _log = logging.getLogger("omai_ray.access")
@@ -73,76 +65,35 @@ class ContextMiddleware:
             context.headers["x-request-id"] = request_id
         scope["state"] = {**scope.get("state", {}), "context": context}
         token = request_id_var.set(context.request_id)
-        exchange = _Exchange(context, scope, receive, send)
+        status: int | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _all_headers(context).items():
+                    headers[name] = value
+            await send(message)
+
         try:
-            await self._app(scope, receive, exchange.send)
-        except OMAiError as error:
-            await exchange.fail(error)
-        except ClientDisconnect:
-            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
-        except asyncio.CancelledError:
-            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
-            raise
-        except Exception:  # whatever it is, the client gets the envelope and the log the cause
-            logging.getLogger("omai_ray.api").exception("unhandled error")
-            await exchange.fail(internal_error())
+            await self._app(scope, receive, send_with_headers)
         finally:
-            _log_request(scope, context, exchange.status)
+            # A client that left before an answer has begun gets none.
+            _log_request(scope, context, status or CLIENT_CLOSED_REQUEST)
             request_id_var.reset(token)
 
 
-class _Exchange:
-    """Watches the response go out, and adds the headers that all responses have."""
-
-    def __init__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        self._context = context
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self.status: int | None = None
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            for name, value in self._all_headers().items():
-                headers[name] = value
-        await self._send(message)
-
-    async def fail(self, error: OMAiError) -> None:
-        """Answer with the error, unless an answer has begun."""
-        if self.status is None:
-            response = render_error(error)
-            await response(self._scope, self._receive, self.send)
-
-    def _all_headers(self) -> dict[str, str]:
-        elapsed_ms = (time.perf_counter() - self._context.started_s) * 1000
-        return {
-            "openai-processing-ms": str(round(elapsed_ms)),
-            "openai-version": API_VERSION,
-            **self._context.headers,
-        }
+def _all_headers(context: RequestContext) -> dict[str, str]:
+    elapsed_ms = (time.perf_counter() - context.started_s) * 1000
+    return {
+        "openai-processing-ms": str(round(elapsed_ms)),
+        "openai-version": API_VERSION,
+        **context.headers,
+    }
 
 
-def render_error(error: OMAiError) -> Response:
-    """Return the response that an error is answered with."""
-    return Response(
-        orjson.dumps(error.envelope()),
-        status_code=error.status,
-        headers=error.headers,
-        media_type="application/json",
-    )
-
-
-def internal_error() -> ServerError:
-    """Return what a client is told of a failure whose cause is in the log."""
-    return ServerError(
-        "The server had an error while processing your request. Please try again, and mention "
-        f"the request id {request_id_var.get()} if it keeps happening."
-    )
-
-
-def _log_request(scope: Scope, context: RequestContext, status: int | None) -> None:
+def _log_request(scope: Scope, context: RequestContext, status: int) -> None:
     route = scope.get("route")
     fields = {
         "method": scope["method"],

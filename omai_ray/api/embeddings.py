@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
-from omai_ray.api.backends import ServedEmbedding, ServedModels
+from omai_ray.api.backends import EmbeddingBackend, ServedEmbedding, ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST
-from omai_ray.api.render import JsonBytes
+from omai_ray.api.render import large_json
 from omai_ray.api.schemas.embeddings import MAX_REQUEST_TOKENS, EmbeddingRequest
 from omai_ray.api.sse import while_connected
 from omai_ray.api.validation import read_body
+from omai_ray.api.vectors import embeddings_json
+from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ContextTooLong, InvalidRequest
 
 Vectors = npt.NDArray[np.float32]
@@ -41,15 +42,19 @@ class EmbeddingsEndpoint:
             raise InvalidRequest(
                 "This model does not support specifying dimensions.", param="dimensions"
             )
-        inputs = _fit(served, await _tokenize(served, body))
-        tokens = sum(map(len, inputs))
-        meter = await self._accountant.admit(
-            request, served.spec, prompt_tokens=tokens, reserved_tokens=tokens
+        inputs = await _tokenize(served, body)
+        check_tokens(inputs, served.tokenizer.context, truncate=served.spec.truncate, what="input")
+        inputs = [served.tokenizer.shorten(ids) for ids in inputs]
+        vectors = await embed_admitted(
+            request, self._accountant, served.spec, served.backend, inputs, body.dimensions
         )
-        account = principal_of(request).account_id
-        embedding = _embed(served, inputs, body.dimensions, meter, account)
-        vectors = await while_connected(request.receive, embedding)
-        return JsonBytes(_response(served, body, vectors, tokens))
+        tokens = sum(map(len, inputs))
+        as_text = body.encoding_format == "base64"
+        return await large_json(
+            request,
+            vectors.size,
+            lambda: embeddings_json(vectors, served.spec.name, tokens, as_base64=as_text),
+        )
 
 
 async def _tokenize(served: ServedEmbedding, body: EmbeddingRequest) -> list[list[int]]:
@@ -65,30 +70,51 @@ async def _tokenize(served: ServedEmbedding, body: EmbeddingRequest) -> list[lis
     return await asyncio.to_thread(served.tokenizer.encode, texts)
 
 
-def _fit(served: ServedEmbedding, inputs: list[list[int]]) -> list[list[int]]:
-    """Return inputs within the limits: shortened where the model's entry says so, else refused."""
-    context = served.tokenizer.context
-    for index, ids in enumerate(inputs):
-        if len(ids) > context and not served.spec.truncate:
-            raise ContextTooLong(
-                f"This model's maximum context length is {context} tokens, however you requested "
-                f"{len(ids)} tokens in input {index}. Please reduce it.",
-                param="input",
-            )
-    inputs = [served.tokenizer.shorten(ids) for ids in inputs]
-    total = sum(map(len, inputs))
+def check_tokens(
+    inputs: Sequence[Sequence[int]], context: int, *, truncate: bool, what: str
+) -> None:
+    """Raise ContextTooLong, or InvalidRequest for too many tokens in all.
+
+    truncate: what is over-long will be shortened. what: an input is called in messages.
+    """
+    lengths = [len(ids) for ids in inputs]
+    longest = max(lengths)
+    if longest > context and not truncate:
+        raise ContextTooLong(
+            f"This model's maximum context length is {context} tokens, however you requested "
+            f"{longest} tokens in {what} {lengths.index(longest)}. Please reduce it.",
+            param="input" if what == "input" else None,
+        )
+    total = sum(min(length, context) for length in lengths)
     if total > MAX_REQUEST_TOKENS:
         raise InvalidRequest(
             f"Invalid 'input': maximum request size is {MAX_REQUEST_TOKENS} tokens per request, "
             f"but got {total} tokens instead.",
-            param="input",
+            param="input" if what == "input" else None,
             code="max_tokens_per_request",
         )
-    return inputs
+
+
+async def embed_admitted(
+    request: Request,
+    accountant: Accountant,
+    spec: ModelSpec,
+    backend: EmbeddingBackend,
+    inputs: list[list[int]],
+    dimensions: int | None = None,
+) -> Vectors:
+    """Return float32 [N, D] for inputs, their tokens reserved before and recorded after.
+
+    Raises RateLimited, ClientDisconnect, and what the backend raises.
+    """
+    meter = await accountant.admit(request, spec, reserved_tokens=sum(map(len, inputs)))
+    account = principal_of(request).account_id
+    work = _embed(backend, inputs, dimensions, meter, account)
+    return await while_connected(request.receive, work)
 
 
 async def _embed(
-    served: ServedEmbedding,
+    backend: EmbeddingBackend,
     inputs: list[list[int]],
     dimensions: int | None,
     meter: Meter,
@@ -96,7 +122,7 @@ async def _embed(
 ) -> Vectors:
     status = CLIENT_CLOSED_REQUEST
     try:
-        vectors = await served.backend.embed(inputs, account)
+        vectors = await backend.embed(inputs, account)
         if dimensions is not None:
             vectors = _shorten(vectors, dimensions)
         meter.prompt_tokens = sum(map(len, inputs))
@@ -107,21 +133,6 @@ async def _embed(
     finally:
         await meter.close(status)
     return vectors
-
-
-def _response(
-    served: ServedEmbedding, body: EmbeddingRequest, vectors: Vectors, tokens: int
-) -> dict[str, Any]:
-    encode = _base64 if body.encoding_format == "base64" else _numbers
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": encode(vector)}
-            for index, vector in enumerate(vectors)
-        ],
-        "model": served.spec.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
 
 
 def _shorten(vectors: Vectors, dimensions: int) -> Vectors:
@@ -136,11 +147,3 @@ def _shorten(vectors: Vectors, dimensions: int) -> Vectors:
     cut = np.ascontiguousarray(vectors[:, :dimensions])
     shortened: Vectors = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
     return shortened
-
-
-def _base64(vector: Vectors) -> str:
-    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode("ascii")
-
-
-def _numbers(vector: Vectors) -> Vectors:
-    return vector

@@ -8,7 +8,7 @@ import logging
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
+from omai_ray.api.backends import ServedModel, ServedModels
 from omai_ray.api.render import JsonBytes
 from omai_ray.errors import Overloaded
 
@@ -40,7 +40,7 @@ class HealthRoutes:
             return JsonBytes({"status": "loading", "models": waiting}, status_code=503)
         return JsonBytes({"status": "ready"})
 
-    async def _is_ready(self, model: ServedChat | ServedEmbedding) -> bool:
+    async def _is_ready(self, model: ServedModel) -> bool:
         try:
             await asyncio.wait_for(model.backend.ready(), _READY_S)
         except (TimeoutError, Overloaded):

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omai_ray.api.accounting import principal_of
-from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
+from omai_ray.api.backends import ServedModel, ServedModels
 from omai_ray.api.render import JsonBytes
 
 
@@ -36,7 +36,7 @@ class ModelRoutes:
         return JsonBytes(_card(name, model))
 
 
-def _card(name: str, served: ServedChat | ServedEmbedding) -> dict[str, Any]:
+def _card(name: str, served: ServedModel) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

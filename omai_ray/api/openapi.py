@@ -11,7 +11,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from omai_ray.api.schemas import administration, chat, common, embeddings
+from omai_ray.api.schemas import (
+    administration,
+    chat,
+    common,
+    completions,
+    embeddings,
+    relevance,
+    tokens,
+)
+from omai_ray.api.schemas import responses as response_schemas
 from omai_ray.api.validation import read_query
 
 DESCRIPTION = (
@@ -21,8 +30,20 @@ DESCRIPTION = (
 SCHEMAS: tuple[type[BaseModel], ...] = (
     chat.ChatRequest,
     chat.ChatResponse,
+    completions.CompletionRequest,
+    completions.CompletionResponse,
     embeddings.EmbeddingRequest,
     embeddings.EmbeddingResponse,
+    relevance.RerankRequest,
+    relevance.RerankResponse,
+    relevance.ScoreRequest,
+    relevance.ScoreResponse,
+    response_schemas.ResponseObject,
+    response_schemas.ResponseRequest,
+    tokens.DetokenizeRequest,
+    tokens.DetokenizeResponse,
+    tokens.TokenizeRequest,
+    tokens.TokenizeResponse,
     common.ErrorEnvelope,
     common.Credentials,
     common.LoggedOut,
@@ -48,10 +69,36 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     administration.UsageList,
     administration.UserList,
 )
+RATE_KINDS = ("limit", "remaining", "reset")
+RATE_UNITS = ("requests", "tokens")
 _RATE_HEADERS = {
     f"x-ratelimit-{kind}-{unit}": {"schema": {"type": "string"}}
-    for kind in ("limit", "remaining", "reset")
-    for unit in ("requests", "tokens")
+    for kind in RATE_KINDS
+    for unit in RATE_UNITS
+}
+_FOX = "The quick brown fox jumps over the lazy dog"
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "model": "omai-gpt-4",
+        "messages": [{"role": "user", "content": "Hello, how are you?"}],
+        "temperature": 0.7,
+        "max_tokens": 1000,
+    },
+    "/v1/responses": {"model": "omai-gpt-4", "input": "Hello, how are you?"},
+    "/v1/completions": {"model": "omai-gpt-4", "prompt": "Once upon a time", "max_tokens": 16},
+    "/v1/embeddings": {"model": "text-embedding-ada-002", "input": _FOX},
+    "/v1/rerank": {
+        "model": "text-embedding-ada-002",
+        "query": "a quick animal",
+        "documents": [_FOX, "Lorem ipsum dolor sit amet"],
+    },
+    "/v1/score": {
+        "model": "text-embedding-ada-002",
+        "text_1": "a quick animal",
+        "text_2": [_FOX, "Lorem ipsum dolor sit amet"],
+    },
+    "/tokenize": {"model": "omai-gpt-4", "prompt": _FOX},
+    "/detokenize": {"model": "omai-gpt-4", "tokens": [100, 101, 102]},
 }
 _ERRORS = {
     400: "The request cannot be served as sent.",
@@ -60,6 +107,7 @@ _ERRORS = {
     404: "No such model.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    431: "There are too many headers, or they are too long.",
     429: "A rate limit is reached; see Retry-After.",
     500: "The server failed; retry with backoff.",
     503: "The server is overloaded; see Retry-After.",
@@ -78,6 +126,30 @@ def request_body(
     if example is not None:
         content["application/json"]["example"] = example
     return {"requestBody": {"required": required, "content": content}}
+
+
+def add_inference(
+    app: FastAPI,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    summary: str,
+    tag: str,
+    *,
+    stream: bool = False,
+) -> None:
+    """Add a route that runs a model, with its documentation. stream: it may answer so."""
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        summary=summary,
+        tags=[tag],
+        response_model=None,
+        responses=responses(answer, stream=stream, rated=True),
+        openapi_extra=request_body(body, EXAMPLES[path]),
+    )
 
 
 def add_route(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from time import monotonic
 from typing import Any, TypeVar
 
 import orjson
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"
 Result = TypeVar("Result")
 
 
@@ -21,29 +23,61 @@ def frame(value: Any) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-class EventStream(Response):
-    """Sends a first frame, then those of a generator as they come.
+async def stream_events(
+    request: Request,
+    frames: AsyncGenerator[bytes, None],
+    failure: Callable[[Exception], bytes],
+    keep_alive_s: float,
+) -> EventStream:
+    """Return a stream of the frames, once there is a first one or that time has passed.
 
-    The generator is closed, whatever happens: when it ends, when it fails, and when the client
-    disconnects. It must have begun (`first` came from it): Python runs no `finally` of one that
-    has not.
+    A failure before the first frame is raised, so that it keeps its status, unless it has been
+    waited for that long: a client must hear something while a model wakes. Raises ClientDisconnect
+    where the client leaves meanwhile.
+    """
+    first = asyncio.ensure_future(anext(frames))
+    try:
+        await while_connected(request.receive, _wait(first, keep_alive_s))
+        if first.done():
+            first.result()
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        raise
+    return EventStream(first, frames, failure, keep_alive_s)
+
+
+async def _wait(future: asyncio.Future[bytes], timeout_s: float) -> None:
+    await asyncio.wait({future}, timeout=timeout_s)
+
+
+class EventStream(Response):
+    """Sends a first frame, then those of a generator as they come, and comments in between.
+
+    A comment is sent where nothing else was for keep_alive_s: it is no event, and keeps proxies
+    and clients from taking the silence for an end. What the generator raises is sent as `failure`
+    writes it, the headers being out. The generator is closed, whatever happens: when it ends, when
+    it fails, and when the client disconnects. `first` is its first frame, or on its way to be:
+    Python runs no `finally` of a generator that has not begun.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        first: bytes,
+        first: asyncio.Future[bytes],
         frames: AsyncGenerator[bytes, None],
-        headers: Mapping[str, str] | None = None,
+        failure: Callable[[Exception], bytes],
+        keep_alive_s: float,
     ) -> None:
         self._first = first
         self._frames = frames
+        self._failure = failure
+        self._keep_alive_s = keep_alive_s
+        self._sent_at_s = 0.0
         self.status_code = 200
         self.background = None
-        self.init_headers(
-            {"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | dict(headers or {})
-        )
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until the frames, or the client, end."""
@@ -57,16 +91,48 @@ class EventStream(Response):
                 sending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await sending
+            await self._close()
 
     async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if not self._first.done():
+            await send(_body(COMMENT))
+        keeping = asyncio.create_task(self._keep_alive(send))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self._first, "more_body": True})
-            async for chunk in self._frames:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_frames(send)
         finally:
-            await self._frames.aclose()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        await send(_body(b"", more=False))
+
+    async def _send_frames(self, send: Send) -> None:
+        try:
+            await self._pass_on(send, await self._first)
+            async for chunk in self._frames:
+                await self._pass_on(send, chunk)
+        except Exception as error:
+            await self._pass_on(send, self._failure(error))
+
+    async def _close(self) -> None:
+        self._first.cancel()
+        await asyncio.gather(self._first, return_exceptions=True)
+        await self._frames.aclose()
+
+    async def _pass_on(self, send: Send, chunk: bytes) -> None:
+        self._sent_at_s = monotonic()
+        await send(_body(chunk))
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing else has been sent for long."""
+        self._sent_at_s = monotonic()
+        while True:
+            await asyncio.sleep(self._sent_at_s + self._keep_alive_s - monotonic())
+            if monotonic() - self._sent_at_s >= self._keep_alive_s:
+                await self._pass_on(send, COMMENT)
+
+
+def _body(chunk: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

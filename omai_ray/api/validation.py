@@ -194,6 +194,10 @@ def _unknown(problem: ErrorDetails, param: str) -> tuple[str, str]:
     return f"Unknown parameter: '{param}'.", "unknown_parameter"
 
 
+def _unsupported(problem: ErrorDetails, param: str) -> tuple[str, str]:
+    return f"Unsupported parameter: '{param}' is not supported here.", "unsupported_parameter"
+
+
 def _bound(limit: str, sign: str, side: str) -> Callable[[ErrorDetails, str], tuple[str, str]]:
     def wording(problem: ErrorDetails, param: str) -> tuple[str, str]:
         number = "integer" if isinstance(problem["input"], int) else "decimal"
@@ -242,6 +246,7 @@ def _choice(problem: ErrorDetails, param: str) -> tuple[str, str]:
 _WORDINGS: dict[str, Callable[[ErrorDetails, str], tuple[str, str]]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
+    "none_required": _unsupported,
     "literal_error": _choice,
     UNKNOWN_TAG: _choice,
     "greater_than_equal": _bound("ge", ">=", "below minimum"),

@@ -1,4 +1,4 @@
-"""What an embedding checkpoint does to a text before its encoder sees it.
+"""What an embedding checkpoint does to a text, or a reranker to two, before its encoder sees it.
 
 Read from the sentence-transformers layout: the length limit, lower-casing, the default prompt.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omai_ray.errors import CheckpointError, ConfigError
+from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong
 from omai_ray.text.tokenizer import TextTokenizer, longest_context, read_json
 
 
@@ -27,11 +27,10 @@ class EmbeddingTokenizer:
     ) -> None:
         files = encoder_directory(directory)
         self.text = TextTokenizer(files)
-        bert = _read_encoder_settings(files)
-        self._lower = bool(bert.get("do_lower_case", False))
+        settings = _read_encoder_settings(files)
+        self._lower = bool(settings.get("do_lower_case", False))
         self.prompt = read_prompt(directory, prompt)
-        longest = longest_context(files, self.text, context)
-        self.context = context or min(longest, bert.get("max_seq_length") or longest)
+        self.context = _read_context(files, self.text, settings, context)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's ids, never shortened."""
@@ -63,6 +62,83 @@ class EmbeddingTokenizer:
         while shared < min(len(empty), len(probe)) and empty[shared] == probe[shared]:
             shared += 1
         return empty[shared:]
+
+
+class PairTokenizer:
+    """Pairs of texts to the ids that a cross-encoder is run on, special tokens included.
+
+    directory: the checkpoint. context: a limit below the checkpoint's own, if any.
+    Raises CheckpointError for a checkpoint, ConfigError for a context, that cannot be used.
+    """
+
+    def __init__(self, directory: Path, context: int | None = None) -> None:
+        files = encoder_directory(directory)
+        self.text = TextTokenizer(files)
+        settings = _read_encoder_settings(files)
+        self._lower = bool(settings.get("do_lower_case", False))
+        self.prompt = read_prompt(directory, None) if read_modules(directory) else ""
+        self.context = _read_context(files, self.text, settings, context)
+        self._probe = self.text.backend.encode("a", "a")
+        owners = self._probe.sequence_ids  # 0 in the query, 1 in the document, None in neither
+        try:
+            opening, document = owners.index(0), owners.index(1)
+        except ValueError:
+            raise CheckpointError(f"{files}: its tokenizer cannot join two texts") from None
+        query_end = document - owners[:document][::-1].index(0)
+        closing = len(owners) - owners[::-1].index(1)
+        self._opening = opening
+        self._separator: list[int] = self._probe.ids[query_end:document]
+        self._closing: list[int] = self._probe.ids[closing:]
+        self._document_type: int = self._probe.type_ids[document]
+
+    def encode_pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the query with each document, never shortened."""
+        query = self.prompt + query
+        if self._lower:
+            query, documents = query.lower(), [text.lower() for text in documents]
+        pairs = [(query, text) for text in documents]
+        return [encoding.ids for encoding in self.text.backend.encode_batch_fast(pairs)]
+
+    def shorten_pair(self, ids: list[int]) -> list[int]:
+        """Return ids cut to the context at the document's end, the closing tokens kept.
+
+        Raises ContextTooLong where the query leaves no room for a token of the document.
+        """
+        if len(ids) <= self.context:
+            return ids
+        kept = self.context - len(self._closing)
+        start = self._document_start(ids)
+        if kept <= start:
+            raise ContextTooLong(
+                f"the query has {start} tokens with those around it, which leaves no room for a "
+                f"document; the model accepts {self.context} for both",
+                param="query",
+            )
+        return ids[:kept] + self._closing
+
+    def segments(self, ids: list[int]) -> list[int]:
+        """Return each token's segment: 0, and from the document on what the checkpoint gives it."""
+        start = self._document_start(ids)
+        if not start:
+            return [0] * len(ids)
+        return [0] * start + [self._document_type] * (len(ids) - start)
+
+    @property
+    def tells_segments(self) -> bool:
+        """Tell whether `segments` gives what the checkpoint's tokenizer does."""
+        expected: list[int] = self._probe.type_ids
+        return self.segments(self._probe.ids) == expected
+
+    def _document_start(self, ids: list[int]) -> int:
+        """Return where the document starts: after the first separator; 0 where that is unknown.
+
+        A query that spells the separator out has it earlier, as it has in other tokenizers' ids.
+        """
+        width = len(self._separator)
+        for start in range(self._opening, len(ids) - width + 1 if width else 0):
+            if ids[start : start + width] == self._separator:
+                return start + width
+        return 0
 
 
 def encoder_directory(directory: Path) -> Path:
@@ -113,3 +189,10 @@ def _read_encoder_settings(files: Path) -> dict[str, Any]:
     """Return the settings of sentence-transformers' Transformer module, by whichever name."""
     named = sorted(files.glob("sentence_*_config.json"))
     return read_json(named[0]) if named else {}
+
+
+def _read_context(
+    files: Path, tokenizer: TextTokenizer, settings: dict[str, Any], wanted: int | None
+) -> int:
+    longest = longest_context(files, tokenizer, wanted)
+    return wanted or min(longest, settings.get("max_seq_length") or longest)

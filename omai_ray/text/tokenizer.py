@@ -56,6 +56,10 @@ class TextTokenizer:
         """Return the text of ids, special tokens left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return each token as the vocabulary has it; empty for one that it has not."""
+        return [self.backend.id_to_token(token_id) or "" for token_id in ids]
+
     def has_token(self, text: str) -> bool:
         """Tell whether a text is a token of its own, added to those that texts are split into."""
         added = self.backend.get_added_tokens_decoder().values()

@@ -29,7 +29,7 @@ from omai_ray.ledger import UsageLedger
 from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
-from omai_ray.settings import DEFAULT_TIERS, SessionSettings, Settings
+from omai_ray.settings import DEFAULT_TIERS, IngressSettings, SessionSettings, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
@@ -239,7 +239,7 @@ async def api(
     tmp_path: Path, chat_checkpoint: Path, embedder: EmbeddingEngine
 ) -> AsyncIterator[Api]:
     """Return an application of the test's own, with one chat and one embedding model."""
-    async with _running(tmp_path, chat_checkpoint, embedder) as api:
+    async with running(tmp_path, chat_checkpoint, embedder) as api:
         yield api
 
 
@@ -248,14 +248,15 @@ async def shared_api(
     tmp_path_factory: pytest.TempPathFactory, chat_checkpoint: Path, embedder: EmbeddingEngine
 ) -> AsyncIterator[Api]:
     """Return one application for all tests that only ask it."""
-    async with _running(tmp_path_factory.mktemp("shared"), chat_checkpoint, embedder) as api:
+    async with running(tmp_path_factory.mktemp("shared"), chat_checkpoint, embedder) as api:
         yield api
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     state_dir: Path, chat_checkpoint: Path, embedder: EmbeddingEngine
 ) -> AsyncIterator[Api]:
+    """Run an application with one chat and one embedding model."""
     chat_spec = ModelSpec(name=CHAT, task="chat", source=str(chat_checkpoint))
     embedding_spec = ModelSpec(name=EMBEDDING, task="embedding", source="unused")
     engine = BatchingEngine(chat_spec)
@@ -296,7 +297,7 @@ async def _running(
         administration=admin,
         tiers=DEFAULT_TIERS,
         sessions=SessionSettings(),
-        max_body_bytes=MAX_BODY_BYTES,
+        ingress=IngressSettings(max_body_bytes=MAX_BODY_BYTES, cors_origins=("*",)),
         trusted_proxies=(),
         proxy_echoes_id=False,
         close=nothing,

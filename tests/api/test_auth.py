@@ -265,10 +265,10 @@ async def test_a_key_is_found_however_its_header_is_written(
         [("Authorization", "Bearer {key} x")],
         [("Authorization", "Bearer\t{key}")],
         [("Authorization", "Bearer {key}\u00e9")],
-        [("Authorization", "Bearer " + "a" * 65_536)],
-        [("Authorization", "Basic " + "a" * 65_536)],
-        [("Cookie", "omai_session=" + "a" * 65_536)],
-        [("Authorization", "Bearer {key}"), ("Cookie", "x=" + "a" * 65_536)],
+        [("Authorization", "Bearer " + "a" * 20_000)],
+        [("Authorization", "Basic " + "a" * 20_000)],
+        [("Cookie", "omai_session=" + "a" * 20_000)],
+        [("Authorization", "Bearer {key}"), ("Cookie", "x=" + "a" * 20_000)],
     ],
 )
 async def test_smuggled_credentials_are_refused(api: Api, headers: list[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omai_ray.api.embeddings import _fit
+from omai_ray.api.embeddings import check_tokens
 from omai_ray.api.schemas.embeddings import MAX_INPUTS, MAX_REQUEST_TOKENS
 from omai_ray.errors import InvalidRequest
 from tests.api.conftest import EMBEDDING, Api, Exchange
@@ -181,7 +181,9 @@ async def test_a_request_above_the_sum_of_tokens_is_refused(api: Api) -> None:
     """300,000 tokens in one request at most, also where each input is short enough."""
     served = api.services.models.embedding(EMBEDDING)
     with pytest.raises(InvalidRequest, match=f"{MAX_REQUEST_TOKENS} tokens .* got 300024"):
-        _fit(served, [[5] * 48] * 6250 + [[5] * 24])
+        check_tokens(
+            [[5] * 48] * 6250 + [[5] * 24], served.tokenizer.context, truncate=False, what="input"
+        )
 
 
 async def test_a_failing_model_is_a_500_without_its_text(

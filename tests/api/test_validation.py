@@ -139,7 +139,7 @@ async def test_a_value_out_of_range_or_type_is_refused_in_openais_words(
             "pattern",
         ),
         ({"modalities": ["audio"]}, "modalities[0]", "invalid_value", "'audio'"),
-        ({"functions": []}, "functions", "unknown_parameter", "functions"),
+        ({"functions": []}, "functions", "unsupported_parameter", "functions"),
         ({"chat_template_kwargs": {}}, "chat_template_kwargs", "unknown_parameter", "kwargs"),
         ({"guided_json": {}}, "guided_json", "unknown_parameter", "guided_json"),
         ({"a" * 5000: 1}, "a" * 197 + "...", "unknown_parameter", "..."),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, Field, Tag, model_validator
 
-from omai_ray.api.schemas.common import UNKNOWN_TAG, Metadata, ModelName, RequestBody
+from omai_ray.api.schemas.common import Metadata, ModelName, OneOf, RequestBody, word_or_type
+from omai_ray.api.schemas.sampling import SamplingFields, Usage
 
 
 class TextPart(RequestBody):
@@ -18,6 +19,7 @@ class TextPart(RequestBody):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 Content = Annotated[str, Field()] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
@@ -92,15 +94,7 @@ ChatMessage = Annotated[
     | Annotated[UserMessage, Tag("user")]
     | Annotated[AssistantMessage, Tag("assistant")]
     | Annotated[ToolMessage, Tag("tool")],
-    Discriminator(
-        _role,
-        custom_error_type=UNKNOWN_TAG,
-        custom_error_message="unknown role",
-        custom_error_context={
-            "expected": "'system', 'developer', 'user', 'assistant' and 'tool'",
-            "field": "role",
-        },
-    ),
+    OneOf(_role, field="role", expected="'system', 'developer', 'user', 'assistant' and 'tool'"),
 ]
 
 
@@ -118,13 +112,6 @@ class Tool(RequestBody):
 
     type: Literal["function"]
     function: FunctionDefinition
-
-
-class StreamOptions(RequestBody):
-    """include_obfuscation is padding, and may be left out."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
 
 
 class TextFormat(RequestBody):
@@ -155,26 +142,12 @@ class SchemaFormat(RequestBody):
     json_schema: JsonSchema
 
 
-def _type(value: Any) -> Any:
-    if value is None:
-        return "null"
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-
-
 ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("text")]
     | Annotated[JsonFormat, Tag("json_object")]
     | Annotated[SchemaFormat, Tag("json_schema")]
-    | Annotated[None, Tag("null")],
-    Discriminator(
-        _type,
-        custom_error_type=UNKNOWN_TAG,
-        custom_error_message="unknown type",
-        custom_error_context={
-            "expected": "'text', 'json_object' and 'json_schema'",
-            "field": "type",
-        },
-    ),
+    | Annotated[None, Tag("word")],
+    OneOf(word_or_type, field="type", expected="'text', 'json_object' and 'json_schema'"),
 ]
 
 
@@ -185,48 +158,70 @@ class ToolName(RequestBody):
 
 
 class NamedTool(RequestBody):
-    """The tool that has to be called."""
+    """One of the tools."""
 
     type: Literal["function"]
     function: ToolName
 
 
-class ChatRequest(RequestBody):
+class AllowedTools(RequestBody):
+    """The tools that may (`auto`), or one of which has to (`required`), be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128, fail_fast=True)]
+
+
+class AllowedToolsChoice(RequestBody):
+    """Some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"] | None, Tag("word")]
+    | Annotated[NamedTool, Tag("function")]
+    | Annotated[AllowedToolsChoice, Tag("allowed_tools")],
+    OneOf(word_or_type, field="type", expected="'function' and 'allowed_tools'"),
+]
+
+
+class StructuredOutputs(RequestBody):
+    """A form that OpenAI has no name for: text that matches a regular expression, or a choice."""
+
+    regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1024)]],
+            Field(min_length=1, max_length=256),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.regex is None) == (self.choice is None):
+            raise ValueError("give either 'regex' or 'choice'")
+        return self
+
+
+class ChatRequest(SamplingFields):
     """Messages to answer."""
 
     model: ModelName
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=1024)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=1024)]],
-            Field(min_length=1, max_length=4),
-        ]
-        | None
-    ) = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
-        | None
-    ) = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    verbosity: Literal["medium"] | None = None
 
-    user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -236,18 +231,15 @@ class ChatRequest(RequestBody):
     service_tier: str | None = None
     prediction: dict[str, Any] | None = None
 
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for key in value or {}:
-            if not key.isascii() or not key.isdigit() or len(key) > 9:
-                raise ValueError(f"keys are token ids, but got '{key[:40]}'")
-        return value
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    reasoning_effort: None = None
+    web_search_options: None = None
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is true")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("The 'top_logprobs' parameter is only allowed when 'logprobs' is true")
         if (
@@ -258,17 +250,16 @@ class ChatRequest(RequestBody):
             raise ValueError(
                 "The parameters 'max_tokens' and 'max_completion_tokens' are one setting and differ"
             )
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError(
+                "The parameters 'structured_outputs' and 'response_format' exclude each other"
+            )
         return self
 
     @property
     def completion_limit(self) -> int | None:
         """The most tokens an answer may have, where the request says."""
         return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
 
 class AnswerFunction(BaseModel):
@@ -304,14 +295,6 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-class ChatUsage(BaseModel):
-    """Tokens read and written."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class ChatResponse(BaseModel):
     """The answers."""
 
@@ -320,4 +303,4 @@ class ChatResponse(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: ChatUsage
+    usage: Usage

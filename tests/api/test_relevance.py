@@ -1,0 +1,118 @@
+"""POST /v1/rerank and /v1/score, by an embedding model; rerankers are below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.api.conftest import CHAT, EMBEDDING, Api
+from tests.api.shapes import check_error
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+DOCUMENTS = ["The lazy dog", "The quick brown fox jumps", "Hello there", "A quick fox"]
+
+
+@pytest.fixture
+def api(shared_api: Api) -> Api:
+    """Return the application that all these tests ask."""
+    return shared_api
+
+
+async def cosines(api: Api, headers: dict[str, str], first: str, texts: list[str]) -> list[float]:
+    """Return the cosines of a text and others, by /v1/embeddings."""
+    answer = (await api.embed(headers, input=[first, *texts])).json()
+    rows = np.array([item["embedding"] for item in answer["data"]])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return [float(value) for value in rows[1:] @ rows[0]]
+
+
+async def rerank(api: Api, headers: dict[str, str], **fields: Any) -> Any:
+    """Ask for a ranking."""
+    body = {"model": EMBEDDING, "query": "quick fox", "documents": DOCUMENTS, **fields}
+    return await api.client.post("/v1/rerank", headers=headers, json=body)
+
+
+async def score(api: Api, headers: dict[str, str], **fields: Any) -> Any:
+    """Ask for scores."""
+    body = {"model": EMBEDDING, "text_1": "quick fox", "text_2": DOCUMENTS, **fields}
+    return await api.client.post("/v1/score", headers=headers, json=body)
+
+
+async def test_documents_come_best_first_with_their_cosines(api: Api) -> None:
+    """Each with its place in the request; the tokens are those of all texts."""
+    headers = await api.headers()
+    expected = await cosines(api, headers, "quick fox", DOCUMENTS)
+    response = await rerank(api, headers)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    order = sorted(range(len(DOCUMENTS)), key=lambda index: -expected[index])
+    assert order == [result["index"] for result in answer["results"]]
+    for result in answer["results"]:
+        assert expected[result["index"]] == pytest.approx(result["relevance_score"], abs=1e-5)
+        assert result["document"] == {"text": DOCUMENTS[result["index"]]}
+    embedded = (await api.embed(headers, input=["quick fox", *DOCUMENTS])).json()
+    assert embedded["usage"] == answer["usage"]
+    assert answer["model"] == EMBEDDING
+
+
+async def test_top_n_and_return_documents_shorten_the_answer(api: Api) -> None:
+    """The best n, without their texts."""
+    headers = await api.headers()
+    whole = (await rerank(api, headers)).json()["results"]
+    short = (await rerank(api, headers, top_n=2, return_documents=False)).json()["results"]
+    assert [result["index"] for result in whole[:2]] == [result["index"] for result in short]
+    assert all("document" not in result for result in short)
+    assert len((await rerank(api, headers, top_n=99)).json()["results"]) == len(DOCUMENTS)
+
+
+async def test_scores_are_in_the_order_of_the_request(api: Api) -> None:
+    """One text with each of several, and lists pair by pair."""
+    headers = await api.headers()
+    expected = await cosines(api, headers, "quick fox", DOCUMENTS)
+    answer = (await score(api, headers)).json()
+    assert list(range(4)) == [entry["index"] for entry in answer["data"]]
+    assert expected == pytest.approx([entry["score"] for entry in answer["data"]], abs=1e-5)
+    paired = (await score(api, headers, text_1=["quick fox"] * 4)).json()
+    assert expected == pytest.approx([entry["score"] for entry in paired["data"]], abs=1e-5)
+    single = (await score(api, headers, text_2=DOCUMENTS[1])).json()
+    assert expected[1:2] == pytest.approx([entry["score"] for entry in single["data"]], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "param"),
+    [
+        ("rerank", {"query": ""}, 400, "query"),
+        ("rerank", {"documents": []}, 400, "documents"),
+        ("rerank", {"documents": ["a", ""]}, 400, "documents[1]"),
+        ("rerank", {"documents": ["a"] * 2048}, 400, "documents"),
+        ("rerank", {"documents": [{"text": "a"}]}, 400, "documents[0]"),
+        ("rerank", {"documents": ["a " * 500]}, 400, None),
+        ("rerank", {"top_n": 0}, 400, "top_n"),
+        ("rerank", {"max_chunks_per_doc": 3}, 400, "max_chunks_per_doc"),
+        ("rerank", {"model": CHAT}, 404, "model"),
+        ("rerank", {"model": "x"}, 404, "model"),
+        ("score", {"text_1": ["a", "b"]}, 400, None),
+        ("score", {"text_2": ""}, 400, "text_2"),
+        ("score", {"text_1": None}, 400, "text_1"),
+    ],
+)
+async def test_what_cannot_be_scored_is_refused_by_name(
+    api: Api, path: str, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    """Limits, unknown fields, and models that do something else."""
+    ask = rerank if path == "rerank" else score
+    response = await ask(api, await api.headers(), **fields)
+    assert status == response.status_code, response.text
+    error = response.json()["error"]
+    check_error(response.json(), type="invalid_request_error", code=error["code"], param=param)
+
+
+async def test_scoring_costs_tokens_of_the_tier(api: Api) -> None:
+    """As embedding the same texts does."""
+    _, key = await api.key("basic")
+    response = await rerank(api, {"Authorization": f"Bearer {key}"})
+    spent = response.json()["usage"]["total_tokens"]
+    assert 40_000 - spent == int(response.headers["x-ratelimit-remaining-tokens"])
