@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deployments.edge import CALLBACK, CALLBACK_VARIABLE
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
 from omai_ray.errors import ConfigError
-from omai_ray.settings import Settings
+from omai_ray.settings import EDGE_VARIABLE, Settings
 from omai_ray.text.chat_template import ChatTokenizer
-from omai_ray.text.embedding_input import EmbeddingTokenizer
+from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
 CLUSTER_FILE = "cluster.json"
 TOKEN_FILE = "ray_token"  # noqa: S105 - a name
@@ -63,6 +64,8 @@ def check_models(models: Iterable[ModelSpec]) -> None:
             check_adapter(adapter)
         if spec.task == "chat":
             ChatTokenizer(directory, spec.context)
+        elif spec.task == "rerank":
+            PairTokenizer(directory, spec.context)
         else:
             EmbeddingTokenizer(directory, spec.context, spec.prompt)
 
@@ -121,6 +124,7 @@ class Platform:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["FORWARDED_ALLOW_IPS"] = ""  # X-Forwarded-* is for our own trusted_proxies
+        os.environ |= proxy_environment(self._settings)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         import ray
         from ray import serve
@@ -176,6 +180,11 @@ class Platform:
             "dashboard": dashboard,
         }
         self._cluster_file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def proxy_environment(settings: Settings) -> dict[str, str]:
+    """Return what Serve's proxies find in their environment, so that they have our edge."""
+    return {CALLBACK_VARIABLE: CALLBACK, EDGE_VARIABLE: settings.ingress.model_dump_json()}
 
 
 def _ray_options(settings: Settings) -> dict[str, Any]:

@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "OMAI_LOG_FILE": "log_file",
 }
 CONFIG_VARIABLE = "OMAI_CONFIG"
+EDGE_VARIABLE = "OMAI_EDGE"
 
 
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$"), AfterValidator(str.lower)]
@@ -107,7 +108,8 @@ class SessionSettings(BaseModel):
 
     idle_minutes, absolute_hours: a session ends that long after its last and its first use.
     secure: `auto` marks the cookie Secure where the login came by TLS, `always` in any case.
-    origins: those of this server where a proxy in front replaces its host.
+    origins: those that may use a session: this server's own where a proxy in front replaces its
+    host, and those of pages elsewhere, which ingress.cors_origins has to name too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -194,6 +196,17 @@ def load_settings(
         raise ConfigError(_explain(error, path)) from None
     settings.catalog  # noqa: B018 - fails here, at start, when an alias leads nowhere
     return settings
+
+
+def edge_settings(environment: Mapping[str, str] | None = None) -> IngressSettings:
+    """Return the ingress settings in a process that Serve started.
+
+    They are those that OMAI_EDGE has as JSON, else those of `load_settings`.
+    """
+    environment = os.environ if environment is None else environment
+    if EDGE_VARIABLE in environment:
+        return IngressSettings.model_validate_json(environment[EDGE_VARIABLE])
+    return load_settings(environment=environment).ingress
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

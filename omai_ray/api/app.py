@@ -40,7 +40,7 @@ from omai_ray.api.methods import MethodsMiddleware, allowed_methods
 from omai_ray.api.models import ModelRoutes
 from omai_ray.api.relevance import RelevanceRoutes
 from omai_ray.api.render import JsonBytes
-from omai_ray.api.request_limits import RequestLimitsMiddleware
+from omai_ray.api.request_limits import RequestLimits, RequestLimitsMiddleware
 from omai_ray.api.responses import ResponsesEndpoint
 from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
 from omai_ray.api.schemas.common import (
@@ -129,7 +129,7 @@ def create_app(services: Services) -> ASGIApp:
         services.trusted_proxies,
         services.sessions.origins,
     )
-    limited = RequestLimitsMiddleware(guarded, services.ingress.max_body_bytes)
+    limited = RequestLimitsMiddleware(guarded, RequestLimits(services.ingress.max_body_bytes))
     answered = _share(FailureMiddleware(limited), services.ingress.cors_origins)
     return ContextMiddleware(answered, proxy_echoes_id=services.proxy_echoes_id)
 

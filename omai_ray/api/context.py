@@ -42,6 +42,12 @@ def context_of(scope: Scope) -> RequestContext:
     return context
 
 
+def safe_request_id(scope: Scope) -> str:
+    """Return the client's own id where it is a short, safe token, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
 class ContextMiddleware:
     """Wraps the whole application.
 
@@ -58,9 +64,9 @@ class ContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SAFE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        request_id = safe_request_id(scope)
         context = RequestContext(request_id, time.perf_counter())
+        given = Headers(scope=scope).get("x-request-id")
         if not (self._proxy_echoes_id and request_id == given):
             context.headers["x-request-id"] = request_id
         scope["state"] = {**scope.get("state", {}), "context": context}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omai_ray.engines.chat.grammar import Grammars
 from omai_ray.text.tokenizer import TextTokenizer
 from tests.api.conftest import Api, events
 from tests.api.shapes import check
+from tests.checkpoints import save_chat_checkpoint
 
 PERSON = {
     "type": "object",
@@ -235,3 +237,122 @@ def test_tools_that_are_not_strict_leave_the_model_free(tokens_of: Path) -> None
         }
     )
     assert answer_grammar(body, TextTokenizer(tokens_of)) is None
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """Return a tool_choice of some tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_only_allowed_tools_are_called(api: Api, seed: int) -> None:
+    """One of them has to be with `required`; the prompt tells of all tools, as without."""
+    headers = await api.headers()
+    tools = [tool("a"), tool("b"), tool("c")]
+    fields = {"tools": tools, "temperature": 1.5, "seed": seed, "max_tokens": 120}
+    fields |= {"parallel_tool_calls": False}
+    answer = (await api.complete(headers, **fields, tool_choice=allowed("required", "b"))).json()
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "b"
+    free = (await api.complete(headers, **fields, tool_choice="auto")).json()
+    assert free["usage"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "forced", "callable_"),
+    [
+        ("auto", ["b"], False, ["b"]),
+        ("required", ["a", "c"], True, ["a", "c"]),
+        ("required", ["a", "a"], True, ["a"]),
+    ],
+)
+def test_allowed_tools_make_a_grammar_of_theirs(
+    tmp_path: Path, mode: str, names: list[str], forced: bool, callable_: list[str]
+) -> None:
+    """With `auto` text is free, and a call is of one of them."""
+    directory = save_chat_checkpoint(tmp_path)
+    body = ChatRequest.model_validate(
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "x"}],
+            "tools": [tool("a"), tool("b"), tool("c")],
+            "tool_choice": allowed(mode, *names),
+        }
+    )
+    grammar = answer_grammar(body, TextTokenizer(directory))
+    assert grammar is not None
+    assert forced == ("SAID" not in grammar.source)
+    for name in "abc":
+        assert (name in callable_) == (f'{{"const": "{name}"}}' in grammar.source)
+
+
+async def test_allowed_tools_have_to_be_there(api: Api) -> None:
+    """Refused by name."""
+    fields = {"tools": [tool("a")], "tool_choice": allowed("auto", "a", "z")}
+    response = await api.complete(await api.headers(), **fields)
+    assert response.status_code == 400
+    assert "'z'" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "tool_choice"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_structured_outputs_keep_a_regex_or_a_choice(api: Api, seed: int) -> None:
+    """The forms that OpenAI has no name for."""
+    headers = await api.headers()
+    hot = {"temperature": 1.5, "seed": seed, "max_tokens": 40}
+    form = {"regex": "[A-F][0-9]{3}"}
+    answer = (await api.complete(headers, **hot, structured_outputs=form)).json()
+    assert re.fullmatch("[A-F][0-9]{3}", answer["choices"][0]["message"]["content"])
+    form = {"choice": ["yes", 'no "really"', "perhaps\n"]}
+    answer = (await api.complete(headers, **hot, structured_outputs=form)).json()
+    assert answer["choices"][0]["message"]["content"] in form["choice"]
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({}, "structured_outputs"),
+        ({"regex": "a", "choice": ["a"]}, "structured_outputs"),
+        ({"regex": "("}, "structured_outputs"),
+        ({"regex": "a" * 5000}, "structured_outputs.regex"),
+        ({"choice": []}, "structured_outputs.choice"),
+        ({"grammar": "start: x"}, "structured_outputs.grammar"),
+    ],
+)
+async def test_structured_outputs_that_mean_nothing_are_refused(
+    api: Api, form: dict[str, Any], param: str
+) -> None:
+    """By name."""
+    response = await api.complete(await api.headers(), structured_outputs=form)
+    assert response.status_code == 400, response.text
+    assert param == response.json()["error"]["param"]
+
+
+async def test_sampling_settings_of_other_servers_are_honoured(api: Api) -> None:
+    """top_k 1 and min_p 1 are greedy however hot; a repetition penalty changes the answer."""
+    headers = await api.headers()
+    fields = {"max_tokens": 60, "seed": 5}
+    greedy = (await api.complete(headers, **fields, temperature=0)).json()["choices"]
+    for setting in ({"top_k": 1}, {"min_p": 1.0}):
+        hot = (await api.complete(headers, **fields, temperature=2, **setting)).json()["choices"]
+        assert greedy == hot
+    penalised = await api.complete(headers, **fields, temperature=0, repetition_penalty=9.0)
+    assert greedy != penalised.json()["choices"]
+
+
+async def test_unique_schemas_leave_no_file(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled grammars are kept in memory (CVE-2025-29770)."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("HOME", str(empty))
+    monkeypatch.setenv("TMPDIR", str(empty))
+    headers = await api.headers()
+    for number in range(140):
+        form = schema_format({"type": "object", "properties": {f"p{number}": {"const": number}}})
+        response = await api.complete(headers, response_format=form, max_tokens=1)
+        assert response.status_code == 200
+    assert not any(empty.iterdir())

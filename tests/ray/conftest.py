@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 
 from deployments.app import build
+from deployments.platform import proxy_environment
 from omai_ray.catalog import ModelSpec
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.registry import Registry
@@ -25,6 +26,7 @@ from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 from tests.programs import free_port
 
 Result = TypeVar("Result")
+INGRESS = IngressSettings(replicas=2, num_cpus=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,7 @@ def ray_cluster() -> Iterator[None]:
     """Run one local Ray for the session."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine must not starve the tests
+    os.environ |= proxy_environment(Settings(ingress=INGRESS))
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -111,7 +114,7 @@ def served(
         port=free_port(),
         state_dir=state_dir,
         log_file=state_dir / "omai.log",
-        ingress=IngressSettings(replicas=2, num_cpus=0.1),
+        ingress=INGRESS,
         models=(
             ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),
             ModelSpec(

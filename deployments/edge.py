@@ -1,0 +1,144 @@
+"""What Serve's proxy does first: middleware in the proxy's own process.
+
+Serve obeys some headers whoever sends them, bounds neither headers nor bodies, and writes its own
+failures as text. Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH is
+`deployments.edge:middlewares`, as `omai-ray serve` sets it.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omai_ray.api.context import safe_request_id
+from omai_ray.api.failures import render_error
+from omai_ray.api.request_limits import RequestLimits
+from omai_ray.errors import NotFound, OMAiError, Overloaded, ServerError
+from omai_ray.settings import edge_settings
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "deployments.edge:middlewares"
+# How long a request may run, whether leaving cancels it, and which replica it goes to; Serve takes
+# either separator.
+_CONTROL_HEADERS = frozenset(
+    {
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"serve-multiplexed-model-id",
+        b"x-session-id",
+    }
+)
+_CONTROL_PREFIX = b"x-serve-"
+
+
+def middlewares() -> list[Middleware]:
+    """Return what Serve's proxy wraps itself in."""
+    return [Middleware(EdgeMiddleware, RequestLimits(edge_settings().max_body_bytes))]
+
+
+class EdgeMiddleware:
+    """Cleans a request's headers, keeps its limits, and puts every failure into the envelope."""
+
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = safe_request_id(scope)
+        exchange = _Exchange(scope, receive, send, request_id, self._limits)
+        try:
+            self._limits.check(scope)
+        except OMAiError as error:
+            await exchange.refuse(error)
+            return
+        await self._app(_cleaned(scope, request_id), exchange.receive, exchange.send)
+        await exchange.finish()
+
+
+def _cleaned(scope: Scope, request_id: str) -> Scope:
+    headers = [(name, value) for name, value in scope["headers"] if not _is_control(name)]
+    return {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+
+
+def _is_control(name: bytes) -> bool:
+    name = name.lower().replace(b"_", b"-")
+    return name in _CONTROL_HEADERS or name.startswith(_CONTROL_PREFIX) or name == b"x-request-id"
+
+
+class _Exchange:
+    """One request's way in and its answer's way out."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, limits: RequestLimits
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._request_id = request_id
+        self._limits = limits
+        self._received = 0
+        self._begun = False
+        self._refused: OMAiError | None = None
+
+    async def receive(self) -> Message:
+        """Return the next of the request; one whose body is too long ends as if its client left."""
+        if self._refused is not None:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._limits.max_body_bytes:
+            await self.refuse(self._limits.too_large())
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send the application's answer, or the envelope where the proxy itself wrote one."""
+        if self._refused is not None:
+            return
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            if message["status"] >= 400 and headers.get("content-type", "").startswith("text/"):
+                await self.refuse(_of_proxy(message["status"], headers, self._scope))
+                return
+            headers["x-request-id"] = self._request_id
+            self._begun = True
+        await self._send(message)
+
+    async def refuse(self, error: OMAiError) -> None:
+        """Answer with an error, if nothing was answered yet; nothing else is sent then."""
+        self._refused = error
+        if self._begun:
+            return
+        self._begun = True
+        response = render_error(error)
+        response.headers["x-request-id"] = self._request_id
+        if error.status in (413, 431):
+            response.headers["connection"] = "close"  # the rest of the request is not read
+        await response(self._scope, self._receive, self._send)
+
+    async def finish(self) -> None:
+        """Answer where the proxy has not."""
+        if not self._begun:
+            await self.refuse(_lost())
+
+
+def _of_proxy(status: int, headers: MutableHeaders, scope: Scope) -> OMAiError:
+    if status == 404:
+        path = scope["path"][:200]
+        return NotFound(f"Invalid URL ({scope['method']} {path})", code="unknown_url")
+    if status in (408, 429, 503):
+        wait = headers.get("retry-after", "1")
+        return Overloaded(
+            "The server has too many requests at once. Please try again later.",
+            headers={"Retry-After": wait if wait.isdigit() else "1"},
+        )
+    return _lost()
+
+
+def _lost() -> ServerError:
+    return ServerError("The server could not answer the request. Please try again.")
