@@ -76,8 +76,7 @@ from omai_ray.settings import IngressSettings, SessionSettings, Tier
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PUBLIC_PATHS = frozenset(
-    {"/healthz", "/readyz", "/openapi.json", "/docs", "/v1/auth/login"}
-    | {f"/docs/static/{name}" for name in _STATIC_FILES}
+    {*openapi.PUBLIC, "/openapi.json", "/docs"} | {f"/docs/static/{name}" for name in _STATIC_FILES}
 )
 # What a page of another origin may read.
 _EXPOSED = (
@@ -225,8 +224,22 @@ def _add_accounts(app: FastAPI, services: Services) -> None:
 
 def _add_operations(app: FastAPI, services: Services) -> None:
     health = HealthRoutes(services.models)
-    app.add_api_route("/healthz", health.live, tags=["Operations"], response_model=None)
-    app.add_api_route("/readyz", health.ready, tags=["Operations"], response_model=None)
+    app.add_api_route(
+        "/healthz",
+        health.live,
+        summary="Whether this process serves",
+        tags=["Operations"],
+        response_model=None,
+        responses=openapi.health(can_wait=False),
+    )
+    app.add_api_route(
+        "/readyz",
+        health.ready,
+        summary="Whether the models can answer",
+        tags=["Operations"],
+        response_model=None,
+        responses=openapi.health(can_wait=True),
+    )
 
     async def schema(_: Request) -> Response:
         return JsonBytes(openapi.document(app))

@@ -46,6 +46,7 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     tokens.TokenizeResponse,
     common.ErrorEnvelope,
     common.Credentials,
+    common.Health,
     common.LoggedOut,
     common.LoginSession,
     common.ModelCard,
@@ -71,9 +72,27 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
 )
 RATE_KINDS = ("limit", "remaining", "reset")
 RATE_UNITS = ("requests", "tokens")
+
+
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_ALL_HEADERS = {
+    "x-request-id": _header("The request's own id: the client's, where it sent a safe one."),
+    "openai-processing-ms": _header("How long the server took.", "integer"),
+    "openai-version": _header("The version of the wire format."),
+}
+_WAIT_HEADERS = {
+    "Retry-After": _header("After how many seconds to come back.", "integer"),
+    "retry-after-ms": _header("The same in milliseconds.", "integer"),
+    "x-should-retry": _header("`false` where coming back so soon is of no use."),
+}
 _RATE_HEADERS = {
-    f"x-ratelimit-{kind}-{unit}": {"schema": {"type": "string"}}
-    for kind in RATE_KINDS
+    f"x-ratelimit-{kind}-{unit}": _header(f"{text} of {unit} in a minute.")
+    for kind, text in zip(
+        RATE_KINDS, ("Most", "What is left", "When all will be left again (`1m30s`),"), strict=True
+    )
     for unit in RATE_UNITS
 }
 _FOX = "The quick brown fox jumps over the lazy dog"
@@ -100,6 +119,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/tokenize": {"model": "omai-gpt-4", "prompt": _FOX},
     "/detokenize": {"model": "omai-gpt-4", "tokens": [100, 101, 102]},
 }
+PUBLIC = ("/healthz", "/readyz", "/v1/auth/login")
 _ERRORS = {
     400: "The request cannot be served as sent.",
     401: "No usable credentials.",
@@ -116,6 +136,20 @@ _ERRORS = {
 
 def _content(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+
+def health(*, can_wait: bool) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a probe. can_wait: 503 is an answer of it."""
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Yes.", "content": _content("Health"), "headers": _ALL_HEADERS}
+    }
+    if can_wait:
+        answers[503] = {
+            "description": "Not yet: these models cannot answer.",
+            "content": _content("Health"),
+            "headers": _ALL_HEADERS,
+        }
+    return answers
 
 
 def request_body(
@@ -214,14 +248,20 @@ def responses(
     content = _content(model.__name__)
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    success: dict[str, Any] = {"description": "Success.", "content": content}
-    if rated:
-        success["headers"] = _RATE_HEADERS
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"description": text, "content": _content("ErrorEnvelope")}
-        for status, text in _ERRORS.items()
+    limits = _RATE_HEADERS if rated else {}
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Success.", "content": content, "headers": {**_ALL_HEADERS, **limits}}
     }
-    return {200: success, **errors}
+    for status, text in _ERRORS.items():
+        headers = {**_ALL_HEADERS, **(_WAIT_HEADERS if status in (429, 503) else {})}
+        if status == 429:
+            headers |= limits
+        answers[status] = {
+            "description": text,
+            "content": _content("ErrorEnvelope"),
+            "headers": headers,
+        }
+    return answers
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -237,10 +277,22 @@ def document(app: FastAPI) -> dict[str, Any]:
         components = built.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions["$defs"])
         components["securitySchemes"] = {
-            "apiKey": {"type": "http", "scheme": "bearer"},
-            "basic": {"type": "http", "scheme": "basic"},
-            "session": {"type": "apiKey", "in": "cookie", "name": "omai_session"},
+            "apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "omai-sk-…"},
+            "basic": {
+                "type": "http",
+                "scheme": "basic",
+                "description": "A user's name and password; a session saves their check.",
+            },
+            "session": {
+                "type": "apiKey",
+                "in": "cookie",
+                "name": "omai_session",
+                "description": "What `POST /v1/auth/login` sets.",
+            },
         }
         built["security"] = [{"apiKey": []}, {"session": []}, {"basic": []}]
+        for path in PUBLIC:
+            for operation in built["paths"].get(path, {}).values():
+                operation["security"] = []
         app.openapi_schema = built
     return app.openapi_schema

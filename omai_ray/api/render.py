@@ -42,15 +42,17 @@ class ObjectResponse(Response):
         return content.model_dump_json().encode()
 
 
-async def large_json(request: Request, numbers: int, write: Callable[[], bytes]) -> Response:
+async def large_json(
+    request: Request, numbers: int, write: Callable[[], bytes], *, compressible: bool
+) -> Response:
     """Return what `write` returns, off the event loop where it is about many numbers.
 
-    A large body is compressed where the client takes gzip.
+    A large body is compressed where the client takes gzip and it would shrink much.
     """
     if numbers <= _INLINE_NUMBERS:
         return Response(write(), media_type="application/json")
     headers = {"Vary": "Accept-Encoding"}
-    compress = _takes_gzip(request.headers.get("accept-encoding", ""))
+    compress = compressible and _takes_gzip(request.headers.get("accept-encoding", ""))
 
     def work() -> bytes:
         body = write()

@@ -20,7 +20,7 @@ def embeddings_json(
         {"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
     )
     data = _base64_entries(vectors) if as_base64 else _number_entries(vectors)
-    return b'{"object":"list","data":[' + data + b"]," + tail[1:]
+    return b"".join((b'{"object":"list","data":[', data, b"],", tail[1:]))
 
 
 def _number_entries(vectors: npt.NDArray[np.float32]) -> bytes:
@@ -31,36 +31,38 @@ def _number_entries(vectors: npt.NDArray[np.float32]) -> bytes:
     return orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _base64_entries(vectors: npt.NDArray[np.float32]) -> bytes:
+def _base64_entries(vectors: npt.NDArray[np.float32]) -> memoryview:
     """Return the entries as one table of characters, a row for each.
 
     JSON allows spaces before a number, so that all rows are equally long.
     """
     count = len(vectors)
+    digits = len(str(count - 1))
+    indices = np.char.rjust(np.arange(count).astype("S"), digits).astype(f"S{digits}")
     texts = _base64_rows(vectors)
-    indices = np.char.rjust(np.arange(count).astype("S"), len(str(count - 1)))
-    parts = (
-        _row(_OPENING, count),
-        indices.view(np.uint8).reshape(count, -1),
-        _row(_TEXT, count),
+    columns = (
+        np.frombuffer(_OPENING, dtype=np.uint8),
+        indices.view(np.uint8).reshape(count, digits),
+        np.frombuffer(_TEXT, dtype=np.uint8),
         texts,
-        _row(b'"},', count),
+        np.frombuffer(b'"},', dtype=np.uint8),
     )
-    return np.hstack(parts).tobytes()[:-1]
+    table = np.empty((count, sum(column.shape[-1] for column in columns)), dtype=np.uint8)
+    start = 0
+    for column in columns:
+        table[:, start : start + column.shape[-1]] = column
+        start += column.shape[-1]
+    return table.reshape(-1)[:-1].data
 
 
 def _base64_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Return uint8 [N, W], the characters of each row's base64 (RFC 4648, section 4)."""
     rows = np.ascontiguousarray(vectors, dtype="<f4").view(np.uint8)
-    count, width = rows.shape
-    padding = -width % 3
-    whole = np.pad(rows, ((0, 0), (0, padding)))
-    text = binascii.b2a_base64(whole.tobytes(), newline=False)
-    characters = np.frombuffer(text, dtype=np.uint8).reshape(count, -1).copy()
-    if padding:
-        characters[:, -padding:] = ord("=")
+    padding = -rows.shape[1] % 3
+    if not padding:
+        text = binascii.b2a_base64(rows.data, newline=False)
+        return np.frombuffer(text, dtype=np.uint8).reshape(len(rows), -1)
+    text = binascii.b2a_base64(np.pad(rows, ((0, 0), (0, padding))).data, newline=False)
+    characters = np.frombuffer(text, dtype=np.uint8).reshape(len(rows), -1).copy()
+    characters[:, -padding:] = ord("=")
     return characters
-
-
-def _row(text: bytes, count: int) -> npt.NDArray[np.uint8]:
-    return np.broadcast_to(np.frombuffer(text, dtype=np.uint8), (count, len(text)))

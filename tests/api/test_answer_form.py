@@ -301,7 +301,7 @@ async def test_structured_outputs_keep_a_regex_or_a_choice(api: Api, seed: int) 
     """The forms that OpenAI has no name for."""
     headers = await api.headers()
     hot = {"temperature": 1.5, "seed": seed, "max_tokens": 40}
-    form = {"regex": "[A-F][0-9]{3}"}
+    form: dict[str, Any] = {"regex": "[A-F][0-9]{3}"}
     answer = (await api.complete(headers, **hot, structured_outputs=form)).json()
     assert re.fullmatch("[A-F][0-9]{3}", answer["choices"][0]["message"]["content"])
     form = {"choice": ["yes", 'no "really"', "perhaps\n"]}

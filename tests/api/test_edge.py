@@ -138,27 +138,27 @@ async def large(api: Api, accept: str | None, encoding: str) -> httpx.Response:
     )
 
 
-@pytest.mark.parametrize("encoding", ["float", "base64"])
 @pytest.mark.parametrize("accept", ["gzip", "gzip, deflate, br", "deflate, GZIP;q=0.5"])
 async def test_a_large_answer_is_compressed_where_the_client_takes_it(
-    api: Api, accept: str, encoding: str
+    api: Api, accept: str
 ) -> None:
     """And says so; it is shorter then."""
-    plain = await large(api, None, encoding)
-    packed = await large(api, accept, encoding)
+    plain = await large(api, None, "float")
+    packed = await large(api, accept, "float")
     assert packed.headers["content-encoding"] == "gzip"
     assert "accept-encoding" in packed.headers["vary"].lower()
     raw = b"".join(packed.iter_raw())
     assert int(packed.headers["content-length"]) == len(raw)
-    assert len(raw) < 0.9 * len(plain.read())
+    assert len(raw) < 0.7 * len(plain.read())
     assert json.loads(gzip.decompress(raw)) == plain.json()
 
 
 @pytest.mark.parametrize("accept", [None, "", "identity", "br", "gzip;q=0", "gzip; q=0.000"])
 async def test_other_answers_are_sent_as_they_are(api: Api, accept: str | None) -> None:
-    """Small ones always."""
-    response = await large(api, accept, "base64")
+    """Small ones always, and base64, which hardly shrinks."""
+    response = await large(api, accept, "float")
     assert "content-encoding" not in response.headers
+    assert "content-encoding" not in (await large(api, "gzip", "base64")).headers
     small = await api.embed(await api.headers() | {"Accept-Encoding": "gzip"})
     assert "content-encoding" not in small.headers
 

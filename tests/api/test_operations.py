@@ -6,8 +6,10 @@ import json
 import re
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from omai_ray.api import openapi
 from omai_ray.errors import ServerError
 from tests.api.conftest import CHAT, EMBEDDING, Api, Exchange
 from tests.api.shapes import check
@@ -121,20 +123,29 @@ async def test_the_openapi_document_is_whole(api: Api) -> None:
     for operation in operations:
         assert operation["summary"]
         assert "422" not in operation["responses"]
-    for path in ("/v1/chat/completions", "/v1/embeddings"):
+    for path in openapi.EXAMPLES:
         responses = document["paths"][path]["post"]["responses"]
         assert {"200", "400", "401", "404", "413", "415", "429", "500", "503"} <= set(responses)
+        assert all("x-request-id" in response["headers"] for response in responses.values())
+        assert "Retry-After" in responses["429"]["headers"]
+        assert "x-ratelimit-remaining-tokens" in responses["200"]["headers"]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
 
 
 async def test_the_documents_examples_are_served(api: Api) -> None:
     """Each request that the document shows is answered."""
     document = (await api.client.get("/openapi.json")).json()
     headers = await api.headers()
-    for path in ("/v1/chat/completions", "/v1/embeddings"):
+    for path in openapi.EXAMPLES:
         content = document["paths"][path]["post"]["requestBody"]["content"]
         example = content["application/json"]["example"]
         response = await api.client.post(path, headers=headers, json=example)
-        assert response.status_code == 200
+        assert response.status_code == 200, (path, response.text)
+        definitions = {"components": document["components"]}
+        schema = document["paths"][path]["post"]["responses"]["200"]["content"]
+        jsonschema.validate(
+            response.json(), {**definitions, **schema["application/json"]["schema"]}
+        )
 
 
 async def test_the_documentation_page_needs_no_network(api: Api) -> None:

@@ -89,6 +89,13 @@ class LoggedOut(BaseModel):
     deleted: Literal[True] = True
 
 
+class Health(BaseModel):
+    """What a probe found; models: those that cannot answer."""
+
+    status: Literal["ok", "ready", "loading"]
+    models: list[str] | None = None
+
+
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
