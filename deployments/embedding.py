@@ -1,4 +1,4 @@
-"""One replica of an embedding model."""
+"""One replica of an embedding model, or of a reranker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ class EmbeddingReplica:
         from omai_ray.engines.device import limit_threads
         from omai_ray.engines.embedding.batcher import EmbeddingBatcher
         from omai_ray.engines.embedding.engine import EmbeddingEngine
+        from omai_ray.engines.embedding.rerank import RerankEngine
 
         configure_logs(log_level, log_file)
         limit_threads(spec.num_cpus)
-        self._batcher = EmbeddingBatcher(EmbeddingEngine(spec), spec.max_queued_requests)
+        engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
+        self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests)
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        """Return float32 [N, D] for N inputs of token ids."""
+        """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1]."""
         return await self._batcher.embed(inputs, account)
 
     async def ready(self) -> None:

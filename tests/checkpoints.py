@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     LlamaConfig,
     PreTrainedConfig,
@@ -37,6 +38,7 @@ CHAT_TEMPLATE = """
 {%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %}
 """
 _MODULES = "sentence_transformers.models"
+_SPECIAL = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 _CORPUS = [
     "Hello, how are you? I am fine, thank you.",
     "The quick brown fox jumps over the lazy dog.",
@@ -92,32 +94,37 @@ def save_embedding_checkpoint(
     Its weights are large enough for attention and positions to matter to every vector.
     """
     tokenizer = _word_pieces()
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    _save_tokenizer(tokenizer, directory, **special)
-    torch.manual_seed(seed)
-    shape = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    }
-    model = AutoModel.from_config(config(**{**shape, **options}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(8)
-    model.save_pretrained(directory)
+    _save_tokenizer(tokenizer, directory, **_SPECIAL)
+    _save_encoder(directory, AutoModel, tokenizer, seed, config, width, options)
     write_modules(
         directory,
         ("Pooling", {"embedding_dimension": width, "pooling_mode": pooling}, {}),
         ("Normalize", {}, {}),
     )
     _write(directory / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": False})
+    return directory
+
+
+def save_rerank_checkpoint(
+    directory: Path,
+    *,
+    seed: int = 0,
+    config: type[PreTrainedConfig] = BertConfig,
+    width: int = 32,
+    segments: bool = True,
+    **options: Any,
+) -> Path:
+    """Write a cross-encoder of 2 layers, a BERT by default, as transformers saves it.
+
+    segments: join texts as BERT does; else as RoBERTa, by two separators without segments.
+    """
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1" if segments else "[CLS] $A [SEP] [SEP] $B [SEP]"
+    names = ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"]
+    tokenizer = _word_pieces(pair=pair)
+    _save_tokenizer(tokenizer, directory, **_SPECIAL, model_input_names=names)
+    options = {"num_labels": 1, **options}
+    loader = AutoModelForSequenceClassification
+    _save_encoder(directory, loader, tokenizer, seed, config, width, options)
     return directory
 
 
@@ -138,6 +145,35 @@ def write_modules(
     _write(directory / "modules.json", listed)
 
 
+def _save_encoder(
+    directory: Path,
+    loader: Any,
+    tokenizer: Tokenizer,
+    seed: int,
+    config: type[PreTrainedConfig],
+    width: int,
+    options: dict[str, Any],
+) -> None:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    model = loader.from_config(config(**{**shape, **options}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    model.save_pretrained(directory)
+
+
 def _byte_level(specials: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -152,7 +188,7 @@ def _byte_level(specials: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _word_pieces() -> Tokenizer:
+def _word_pieces(**templates: str) -> Tokenizer:
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -161,12 +197,12 @@ def _word_pieces() -> Tokenizer:
         trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, show_progress=False),
     )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)], **templates
     )
     return tokenizer
 
 
-def _save_tokenizer(tokenizer: Tokenizer, directory: Path, **special: str) -> None:
+def _save_tokenizer(tokenizer: Tokenizer, directory: Path, **special: Any) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     _write(

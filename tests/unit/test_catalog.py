@@ -76,6 +76,34 @@ def test_an_entry_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
         spec(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"pooling": "mean", "normalize": False}, "pooling, normalize: not for rerank models"),
+        ({"prompt": "query"}, "prompt: not for rerank"),
+        ({"dimensions": True}, "dimensions: not for rerank"),
+        ({"dtype": "int8"}, "int8 is for embedding models only"),
+        ({"engine": "vllm"}, "engine vllm is for chat models only"),
+        ({"adapters": {"a": "x"}}, "adapters is for chat models"),
+    ],
+)
+def test_what_makes_no_sense_for_a_reranker_is_refused_by_name(
+    fields: dict[str, Any], words: str
+) -> None:
+    """It gives scores, not vectors."""
+    with pytest.raises(ValidationError, match=words):
+        spec(task="rerank", **fields)
+
+
+def test_a_reranker_is_an_entry_like_an_embedding_models() -> None:
+    """With what both have; and it answers its own task only."""
+    fields: dict[str, Any] = {"truncate": True, "dtype": "bfloat16", "context": 64}
+    catalog = Catalog((spec("r", task="rerank", max_queued_requests=8, **fields),), {})
+    assert catalog.resolve("r", "rerank").truncate
+    with pytest.raises(ModelNotFound, match="does rerank, not embedding"):
+        catalog.resolve("r", "embedding")
+
+
 def test_replicas_may_start_between_their_bounds() -> None:
     """min, initial, max."""
     assert Replicas(min=0, initial=1, max=3).initial == 1

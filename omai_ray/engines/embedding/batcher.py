@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.engine import TokenEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
@@ -46,7 +46,7 @@ class EmbeddingBatcher:
     max_queued: requests that may wait; one more is refused with Overloaded.
     """
 
-    def __init__(self, engine: EmbeddingEngine, max_queued: int) -> None:
+    def __init__(self, engine: TokenEngine, max_queued: int) -> None:
         self._engine = engine
         self._max_queued = max_queued
         self._waiting: deque[_Request] = deque()
@@ -55,7 +55,7 @@ class EmbeddingBatcher:
         self._thread.start()
 
     async def embed(self, inputs: Sequence[Sequence[int]], account: str = "") -> Vectors:
-        """Return float32 [N, D] for N inputs of token ids; errors as EmbeddingEngine.embed_ids.
+        """Return float32 [N, D] for N inputs of token ids; errors as TokenEngine.embed_ids.
 
         account: whose turn it is.
         The inputs of a caller that is cancelled are dropped, those of a running step excepted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,28 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 from omai_ray.engines.device import has_bfloat16
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
-from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of, padded
 from omai_ray.engines.prepare import differs, prepare
 from omai_ray.engines.wiring import rewire, watch
 
 # How far two ways of computing the same vectors may be apart, as a part of the largest value.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _log = logging.getLogger(__name__)
+Segments = Callable[[Ids], Ids]  # a sequence's ids to the segment (token type) of each
+
+
+def load_encoder(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a checkpoint's transformer; of an encoder-decoder, the encoder."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    model: Any = loader.from_pretrained(
+        directory,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _rounded(tokens: int) -> int:
@@ -36,36 +51,28 @@ class Encoder:
 
     Whether it can is found out at load: packed and padded must give the same vectors. A model
     that cannot be packed runs on padded batches, and a warning says why.
+
+    context: the longest input in tokens. segments: where not all tokens are of segment 0.
     """
 
     def __init__(
-        self, directory: Path, dtype: torch.dtype, device: torch.device, context: int
+        self, model: Any, dtype: torch.dtype, context: int, segments: Segments | None = None
     ) -> None:
-        config = AutoConfig.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        model: Any = loader.from_pretrained(
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-        self._model = model.to(device).eval().requires_grad_(False)
-        self._device = device
+        self._model = model
+        self._device = model.device
         self._dtype = dtype
+        self._segments = segments
         text_config = self._model.config.get_text_config()
         self.vocab_size = int(self._model.get_input_embeddings().num_embeddings)
         self.width = int(text_config.hidden_size)
-        self._pad_id = int(getattr(text_config, "pad_token_id", None) or 0)
+        self.pad_id = int(getattr(text_config, "pad_token_id", None) or 0)
         accepted = inspect.signature(self._model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         self._typed = "token_type_ids" in accepted
         self._placed = "position_ids" in accepted
         self._position_offset = 0
         self._attends_half = has_bfloat16() and dtype == torch.bfloat16
-        self._probe = self._probe_inputs(min(context, self._probe_length(text_config)))
+        self.probe = self._probe_inputs(min(context, self._probe_length(text_config)))
         self.packs = self._can_pack()
 
     def __call__(self, inputs: Sequence[Ids]) -> Tensor:
@@ -77,7 +84,7 @@ class Encoder:
 
         Where they would not be the same, the layers stay as they are, and a warning says so.
         """
-        prepare(self._model, self._run_probe, self._run_probe(), _TOLERANCE[self._dtype])
+        prepare(self._model, self._run_probe, self._run_probe(), TOLERANCE[self._dtype])
 
     def quantize(self, calibration: Sequence[Ids]) -> None:
         """Put 8-bit linear layers in the places of float32 ones, once, before first use.
@@ -93,12 +100,15 @@ class Encoder:
     def _packed(self, inputs: Sequence[Ids]) -> Tensor:
         tokens = sum(map(len, inputs))
         if self._device.type == "cpu":
-            pad = np.array([self._pad_id])
+            pad = np.array([self.pad_id])
             inputs = [*inputs, *[pad] * (_rounded(tokens) - tokens)]
         ids = torch.from_numpy(np.concatenate(inputs)).to(self._device)[None]
         packing = Packing(lengths_of(inputs), self._device, half=self._attends_half)
         options: dict[str, Any] = dict(self._options)
-        if self._typed:
+        if self._segments is not None:
+            types = np.concatenate([self._segments(sequence) for sequence in inputs])
+            options["token_type_ids"] = torch.from_numpy(types).to(self._device)[None]
+        elif self._typed:
             options["token_type_ids"] = torch.zeros_like(ids)
         if self._placed:
             options["position_ids"] = packing.positions[None] + self._position_offset
@@ -108,15 +118,16 @@ class Encoder:
 
     @torch.inference_mode()
     def _padded(self, inputs: Sequence[Ids]) -> Tensor:
-        lengths = lengths_of(inputs)
-        real = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(real.shape, self._pad_id, dtype=np.int64)
-        ids[real] = np.concatenate(inputs)
+        ids, real = padded(inputs, self.pad_id)
         mask = torch.from_numpy(real).to(self._device)
+        options: dict[str, Any] = dict(self._options)
+        if self._segments is not None:
+            types, _ = padded([self._segments(sequence) for sequence in inputs], 0)
+            options["token_type_ids"] = torch.from_numpy(types).to(self._device)
         hidden: Tensor = self._model(
             input_ids=torch.from_numpy(ids).to(self._device),
             attention_mask=mask.long(),
-            **self._options,
+            **options,
         ).last_hidden_state
         return hidden[mask]
 
@@ -129,11 +140,11 @@ class Encoder:
         rng = np.random.default_rng(0)
         inputs = [rng.integers(0, self.vocab_size, min(n, longest)) for n in (longest, 7, 3, 3)]
         for ids in inputs:
-            ids[ids == self._pad_id] = (self._pad_id + 1) % self.vocab_size
+            ids[ids == self.pad_id] = (self.pad_id + 1) % self.vocab_size
         return inputs
 
     def _run_probe(self) -> Tensor:
-        return self(self._probe).float()
+        return self(self.probe).float()
 
     def _run_each(self, inputs: Sequence[Ids]) -> None:
         for ids in inputs:
@@ -151,9 +162,9 @@ class Encoder:
         self.packs = True
         try:
             self._model.set_attn_implementation(IMPLEMENTATION)
-            for offset in (0, self._pad_id + 1):
+            for offset in (0, self.pad_id + 1):
                 self._position_offset = offset
-                if not differs(self._run_probe(), expected, _TOLERANCE[self._dtype]):
+                if not differs(self._run_probe(), expected, TOLERANCE[self._dtype]):
                     return True
         except (CannotPackError, ValueError, TypeError, IndexError, RuntimeError) as error:
             why = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The embedding engine: texts or token ids in, one vector each out.
+"""The embedding engine: texts or token ids in, one vector each out; and what rerankers share.
 
 The Serve replica and the bulk actor build this same class with the same ModelSpec.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe, hash_files
 from omai_ray.engines.device import choose_device, choose_dtype, keep_freed_memory
-from omai_ray.engines.embedding.encoder import Encoder
+from omai_ray.engines.embedding.encoder import Encoder, load_encoder
 from omai_ray.engines.embedding.head import Head, read_head, stated_head
 from omai_ray.engines.embedding.lanes import Lanes
 from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
@@ -42,44 +43,27 @@ _LEAST_COSINE = 0.98
 _CALIBRATION = Path(__file__).with_name("calibration.txt")
 
 
-class EmbeddingEngine:
-    """A sentence-embedding checkpoint, loaded and ready.
+class TokenEngine(ABC):
+    """Runs a checkpoint on token ids: a row of float32 for each input.
 
-    dimension: D of the vectors. context: most tokens an input may have. step_tokens: how many
-    are well embedded in one go. int8_cosine: how near int8 is to float32, empty elsewhere.
-    Raises CheckpointError or ConfigError where the model cannot be used.
+    context: most tokens an input may have. step_tokens: how many are well run in one go.
+    vocab_size: ids are below it. dimension: D of the rows.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    vocab_size: int
+    dimension: int
+    _packs: bool  # a batch costs what its tokens do, not what its padding does
+
+    def __init__(self, spec: ModelSpec, context: int) -> None:
         self.name = spec.name
-        self._directory = locate(spec)
-        encoder_files = encoder_directory(self._directory)
-        check_safe(encoder_files)
-        self.tokenizer = EmbeddingTokenizer(self._directory, spec.context, spec.prompt)
-        self.context = self.tokenizer.context
+        self.context = context
         self._device = choose_device(spec.num_gpus)
-        dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
-        self._encoder = Encoder(encoder_files, dtype, self._device, self.context)
-        self.vocab_size = self._encoder.vocab_size
-        self._head = _choose_head(spec, self._directory, self._encoder.width)
-        self.dimension = self._head.dimension
-        prompt = [] if self._head.include_prompt else self.tokenizer.prompt_ids()
-        self._unpooled = np.asarray(prompt, dtype=np.int64)
+        self._dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
         on_cpu = self._device.type == "cpu"
         self.step_tokens = STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
         if on_cpu:
             keep_freed_memory()
         self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
-        self.int8_cosine = ""
-        self._arithmetic = {"dtype": str(dtype).removeprefix("torch.")}
-        if spec.dtype == "int8":
-            self._quantize()
-        else:
-            self._encoder.prepare()
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's ids, special tokens included, never shortened."""
-        return self.tokenizer.encode(texts)
 
     def embed_ids(self, inputs: Sequence[Sequence[int]]) -> Vectors:
         """Return float32 [N, D], rows in the order of the inputs; errors as in `check`."""
@@ -124,7 +108,8 @@ class EmbeddingEngine:
     def _batches(self, lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
         """Return row indices by falling length: a share for each lane, or batches of a budget."""
         order = np.argsort(-lengths, kind="stable")
-        lanes, tokens = self._lanes.count, int(lengths.sum())
+        lanes = self._lanes.count
+        tokens = int(lengths.sum() if self._packs else lengths.max(initial=0) * len(lengths))
         if lanes > 1 and _LEAST_SHARED_TOKENS <= tokens <= lanes * LANE_TOKENS:
             return [order[lane::lanes] for lane in range(min(lanes, len(order)))]
         budget = LANE_TOKENS if lanes > 1 else self.step_tokens
@@ -132,7 +117,7 @@ class EmbeddingEngine:
         spent = np.cumsum(falling)
         batches, start = [], 0
         while start < len(order):
-            if self._encoder.packs:
+            if self._packs:
                 full = int(
                     np.searchsorted(spent, spent[start] - falling[start] + budget, side="right")
                 )
@@ -142,6 +127,43 @@ class EmbeddingEngine:
             batches.append(order[start:end])
             start = end
         return batches
+
+    @abstractmethod
+    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
+        """Return float32 [N, D] for inputs of a batch, longest first."""
+
+
+class EmbeddingEngine(TokenEngine):
+    """A sentence-embedding checkpoint, loaded and ready.
+
+    int8_cosine: how near int8 is to float32, empty elsewhere.
+    Raises CheckpointError or ConfigError where the model cannot be used.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._directory = locate(spec)
+        encoder_files = encoder_directory(self._directory)
+        check_safe(encoder_files)
+        self.tokenizer = EmbeddingTokenizer(self._directory, spec.context, spec.prompt)
+        super().__init__(spec, self.tokenizer.context)
+        model = load_encoder(encoder_files, self._dtype, self._device)
+        self._encoder = Encoder(model, self._dtype, self.context)
+        self._packs = self._encoder.packs
+        self.vocab_size = self._encoder.vocab_size
+        self._head = _choose_head(spec, self._directory, self._encoder.width)
+        self.dimension = self._head.dimension
+        prompt = [] if self._head.include_prompt else self.tokenizer.prompt_ids()
+        self._unpooled = np.asarray(prompt, dtype=np.int64)
+        self.int8_cosine = ""
+        self._arithmetic = {"dtype": str(self._dtype).removeprefix("torch.")}
+        if spec.dtype == "int8":
+            self._quantize()
+        else:
+            self._encoder.prepare()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's ids, special tokens included, never shortened."""
+        return self.tokenizer.encode(texts)
 
     @torch.inference_mode()
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:

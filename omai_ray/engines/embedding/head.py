@@ -184,7 +184,8 @@ def _read_normalize(folder: Path, config: dict[str, Any], width: int) -> tuple[S
 
 def _read_dense(folder: Path, config: dict[str, Any], width: int) -> tuple[Step, int]:
     _check_fields(folder, config)
-    activation = _activation(folder, config)
+    given = str(config.get("activation_function") or "torch.nn.Identity")
+    activation = named_activation(given, f"{folder}/config.json: activation_function")
     weights = _weights(folder)
     weight, bias = weights.get("linear.weight"), weights.get("linear.bias")
     if weight is None or weight.shape[1] != width:
@@ -226,21 +227,20 @@ def _check_fields(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _activation(folder: Path, config: dict[str, Any]) -> nn.Module:
-    """Build a Dense module's activation: a class of torch.nn that takes no argument, or none."""
-    given = str(config.get("activation_function") or "torch.nn.Identity")
+def named_activation(given: str, where: str) -> nn.Module:
+    """Return the activation of a name: a class of torch.nn that takes no argument, or none.
+
+    where: the file and field that name it. Raises CheckpointError for any other.
+    """
     package, _, name = given.rpartition(".")
     known = {**vars(nn.modules.activation), "Identity": nn.Identity}
     kind = known.get(name) if package.split(".")[0] == "torch" else None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise CheckpointError(
-            f"{folder}/config.json: activation_function '{given}' is not supported "
-            "(an activation of torch.nn)"
-        )
+        raise CheckpointError(f"{where} '{given}' is not supported (an activation of torch.nn)")
     try:
         return kind()
     except TypeError as error:
-        raise CheckpointError(f"{folder}/config.json: activation_function {error}") from error
+        raise CheckpointError(f"{where} {error}") from error
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

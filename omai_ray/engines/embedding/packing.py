@@ -20,6 +20,18 @@ def lengths_of(inputs: Sequence[Ids]) -> npt.NDArray[np.int64]:
     return np.fromiter(map(len, inputs), dtype=np.int64, count=len(inputs))
 
 
+def padded(inputs: Sequence[Ids], filler: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """Return inputs one below the other, filled up: int64 [N, L]; and where none of it is filler.
+
+    L is the longest input's length.
+    """
+    lengths = lengths_of(inputs)
+    real = np.arange(lengths.max()) < lengths[:, None]
+    rows = np.full(real.shape, filler, dtype=np.int64)
+    rows[real] = np.concatenate(inputs)
+    return rows, real
+
+
 def round_up(number: int, steps: int) -> int:
     """Return the next number of a scale that has `steps` in each doubling, and all below twice it.
 
