@@ -1,14 +1,23 @@
-"""POST /v1/rerank and /v1/score, by an embedding model; rerankers are below."""
+"""POST /v1/rerank and /v1/score, by an embedding model and by a reranker."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from tests.api.conftest import CHAT, EMBEDDING, Api
+from omai_ray.api.app import create_app
+from omai_ray.api.backends import ServedRerank
+from omai_ray.catalog import Catalog, ModelSpec
+from omai_ray.engines.embedding.batcher import EmbeddingBatcher
+from omai_ray.engines.embedding.rerank import RerankEngine
+from tests.api.conftest import CHAT, EMBEDDING, Api, EngineEmbedding
 from tests.api.shapes import check_error
+from tests.checkpoints import save_rerank_checkpoint
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -116,3 +125,83 @@ async def test_scoring_costs_tokens_of_the_tier(api: Api) -> None:
     response = await rerank(api, {"Authorization": f"Bearer {key}"})
     spent = response.json()["usage"]["total_tokens"]
     assert 40_000 - spent == int(response.headers["x-ratelimit-remaining-tokens"])
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, RerankEngine]:
+    """Return a small random cross-encoder, loaded."""
+    directory = save_rerank_checkpoint(tmp_path_factory.mktemp("reranker"))
+    spec = ModelSpec(name="reranker", task="rerank", source=str(directory), dtype="float32")
+    return spec, RerankEngine(spec)
+
+
+@pytest.fixture
+async def client(
+    api: Api, reranker: tuple[ModelSpec, RerankEngine]
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client of an application that serves the cross-encoder too."""
+    spec, engine = reranker
+    models = api.services.models
+    catalog = Catalog((*models.catalog.models.values(), spec), {})
+    backend = EngineEmbedding(EmbeddingBatcher(engine, max_queued=8))
+    served = ServedRerank(spec, engine.tokenizer, backend, 3)
+    models = replace(models, catalog=catalog, reranks={"reranker": served})
+    app = create_app(replace(api.services, models=models))
+    transport = httpx.ASGITransport(app=app)
+    headers = await api.headers()
+    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as it:
+        yield it
+
+
+async def test_a_reranker_reads_each_pair(
+    client: httpx.AsyncClient, reranker: tuple[ModelSpec, RerankEngine]
+) -> None:
+    """Ranked by its own scores; each pair's tokens are counted."""
+    tokenizer = reranker[1].tokenizer
+    inputs = tokenizer.encode_pairs("quick fox", DOCUMENTS)
+    expected = reranker[1].embed_ids(inputs)[:, 0]
+    body = {"model": "reranker", "query": "quick fox", "documents": DOCUMENTS}
+    answer = (await client.post("/v1/rerank", json=body)).json()
+    assert np.argsort(-expected).tolist() == [result["index"] for result in answer["results"]]
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert sorted(expected.tolist(), reverse=True) == pytest.approx(scores, abs=1e-6)
+    assert sum(map(len, inputs)) == answer["usage"]["total_tokens"]
+
+
+async def test_a_reranker_scores_pairs(client: httpx.AsyncClient) -> None:
+    """One with each of several is the same as pair by pair."""
+    body = {"model": "reranker", "text_1": "quick fox", "text_2": DOCUMENTS}
+    several = (await client.post("/v1/score", json=body)).json()
+    paired = (await client.post("/v1/score", json={**body, "text_1": ["quick fox"] * 4})).json()
+    first, second = ([entry["score"] for entry in answer["data"]] for answer in (several, paired))
+    assert first == pytest.approx(second, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+async def test_a_reranker_does_nothing_else(
+    client: httpx.AsyncClient, path: str, fields: dict[str, Any]
+) -> None:
+    """404, as for a model that is not there; it is listed, and its tokens can be counted."""
+    response = await client.post(path, json={"model": "reranker", **fields})
+    assert response.status_code == 404
+    listed = (await client.get("/v1/models")).json()["data"]
+    assert "reranker" in [card["id"] for card in listed]
+    counted = await client.post("/tokenize", json={"model": "reranker", "prompt": "quick fox"})
+    assert counted.json()["count"] > 0
+
+
+async def test_a_pair_that_is_too_long_is_refused_with_its_number(
+    client: httpx.AsyncClient,
+) -> None:
+    """And the limit."""
+    body = {"model": "reranker", "query": "fox", "documents": ["fox", "fox " * 2000]}
+    response = await client.post("/v1/rerank", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert "pair 1" in response.json()["error"]["message"]
