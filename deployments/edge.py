@@ -10,6 +10,7 @@ from __future__ import annotations
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from omai_ray.api.context import safe_request_id
 from omai_ray.api.failures import render_error
@@ -33,7 +34,12 @@ _CONTROL_PREFIX = b"x-serve-"
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve's proxy wraps itself in."""
+    """Return what Serve's proxy wraps itself in; have it parse HTTP by h11.
+
+    httptools, which uvicorn prefers, loses the body of a request that offers to go over to HTTP/2,
+    as Java's clients do, and bounds no header.
+    """
+    HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
     return [Middleware(EdgeMiddleware, RequestLimits(edge_settings().max_body_bytes))]
 
 

@@ -35,7 +35,7 @@ def answer_grammar(body: ChatRequest, tokenizer: TextTokenizer) -> Grammar | Non
     several = body.parallel_tool_calls is not False
     must_call, tools = _callable_tools(body)
     if must_call:
-        calls = "call+" if several else "call"
+        calls = "call+" if several and not isinstance(body.tool_choice, NamedTool) else "call"
         return Grammar("lark", f"start: {calls}\n{_call_rule(tools, tokenizer)}", "tools")
     if body.structured_outputs is not None:
         return _structured(body.structured_outputs)
@@ -107,22 +107,42 @@ def _call_rule(tools: Sequence[Tool], tokenizer: TextTokenizer) -> str:
 
     Where the model has a token of its own for the convention's tags, that is what it writes.
     """
+    root = "#" if len(tools) == 1 else "#/anyOf/{}"
     calls = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": {"type": "object", **(tool.function.parameters or {})},
+                "arguments": {
+                    "type": "object",
+                    **_rooted(
+                        tool.function.parameters or {},
+                        f"{root.format(position)}/properties/arguments",
+                    ),
+                },
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for position, tool in enumerate(tools)
     ]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     opens, closes = (tag if tokenizer.has_token(tag) else f'"{tag}"' for tag in (OPEN, CLOSE))
     called = rf"/\n?/ body /\n?/ {closes} /\n?/"
     return f"call: {opens} called\ncalled: {called}\nbody: %json {_written(schema)}"
+
+
+def _rooted(schema: Any, root: str) -> Any:
+    """Return a schema whose references to its own root (`#/$defs/…`) hold where it is put."""
+    if isinstance(schema, list):
+        return [_rooted(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _rooted(value, root) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def _written(schema: dict[str, Any]) -> str:

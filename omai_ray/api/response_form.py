@@ -6,11 +6,10 @@ import time
 import uuid
 from typing import Any
 
-import orjson
-
 from omai_ray.api.chat import token_logprob
 from omai_ray.api.generation import TokenUsage
 from omai_ray.api.schemas.responses import ResponseRequest
+from omai_ray.api.sse import frame
 from omai_ray.engines.chat.text import ChatDelta, TextLogprob
 from omai_ray.errors import OMAiError
 from omai_ray.text.tools import ToolCall
@@ -142,7 +141,7 @@ class ResponseForm:
     def _event(self, kind: str, **fields: Any) -> bytes:
         event = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
-        return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+        return b"event: " + kind.encode() + b"\n" + frame(event)
 
     def _response(self, status: str, usage: TokenUsage | None) -> dict[str, Any]:
         body = self._body

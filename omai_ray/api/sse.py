@@ -15,12 +15,28 @@ from starlette.types import Message, Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
+_LINE_ENDS = tuple(
+    (character.encode(), f"\\u{ord(character):04x}".encode())
+    for character in ("\x85", "\u2028", "\u2029")
+)
 Result = TypeVar("Result")
 
 
 def frame(value: Any) -> bytes:
     """Return one event with a JSON value."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+    return b"data: " + one_line(value) + b"\n\n"
+
+
+def one_line(value: Any) -> bytes:
+    """Return JSON without characters that some clients take for the end of a line.
+
+    SSE knows of CR and LF only; clients that split lines as Unicode does would cut an event.
+    """
+    text = orjson.dumps(value)
+    for character, escaped in _LINE_ENDS:
+        if character in text:
+            text = text.replace(character, escaped)
+    return text
 
 
 async def stream_events(

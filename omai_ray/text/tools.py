@@ -52,6 +52,11 @@ class ToolCallParser:
         self.called = self.called or bool(calls)
         return "".join(said), calls
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a call has begun and not ended."""
+        return self._inside
+
     def flush(self) -> str:
         """Return what was held back, at the end of the text."""
         held = (OPEN if self._inside else "") + self._pending

@@ -100,13 +100,47 @@ async def test_a_named_tool_is_called_with_arguments_of_its_schema(api: Api, str
 
 
 async def test_required_calls_one_of_the_tools(api: Api) -> None:
-    """Several may be called; the text around them is empty."""
+    """Several may be called; where there is no room for the last, it is left out and said so."""
     fields = {"tools": [tool("a"), tool("b")], "tool_choice": "required", "max_tokens": 90}
-    (choice,) = (await api.complete(await api.headers(), **fields)).json()["choices"]
+    headers = await api.headers()
+    (choice,) = (await api.complete(headers, **fields)).json()["choices"]
     names = [call["function"]["name"] for call in choice["message"]["tool_calls"]]
     assert names
     assert set(names) <= {"a", "b"}
-    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    (short,) = (await api.complete(headers, **{**fields, "max_tokens": 10})).json()["choices"]
+    assert short["finish_reason"] == "length"
+    assert short["message"] == {"role": "assistant", "content": "", "refusal": None}
+    one = {**fields, "parallel_tool_calls": False}
+    (single,) = (await api.complete(headers, **one)).json()["choices"]
+    assert len(single["message"]["tool_calls"]) == 1
+    assert single["finish_reason"] == "tool_calls"
+
+
+NESTED = {
+    "$defs": {"City": {"enum": ["Rome", "Oslo"]}, "Place": {"$ref": "#/$defs/City"}},
+    "type": "object",
+    "properties": {"city": {"$ref": "#/$defs/Place"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("others", [[], [tool("b")]])
+async def test_a_tools_schema_may_refer_to_its_own_definitions(
+    api: Api, others: list[dict[str, Any]]
+) -> None:
+    """As every nested pydantic model's does; alone and beside other tools."""
+    named = {"type": "function", "function": {"name": "a"}}
+    fields = {"tools": [*others, tool("a", NESTED)], "tool_choice": named, "max_tokens": 150}
+    (choice,) = (await api.complete(await api.headers(), **fields)).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    jsonschema.validate(json.loads(call["function"]["arguments"]), NESTED)
+    strict = tool("a", NESTED)
+    strict["function"]["strict"] = True
+    fields = {"tools": [*others, strict], "tool_choice": "required", "max_tokens": 150}
+    answer = await api.complete(await api.headers(), **fields)
+    assert answer.status_code == 200
 
 
 async def test_a_schema_beside_tools_leaves_both_open(api: Api) -> None:

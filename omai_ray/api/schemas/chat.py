@@ -42,10 +42,14 @@ class UserMessage(RequestBody):
 
 
 class FunctionCall(RequestBody):
-    """A function's name, and its arguments as JSON text."""
+    """A function's name, and its arguments as JSON text.
+
+    parsed_arguments: what OpenAI's own client adds to an answer that it parsed.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: Annotated[Any, Field(exclude=True)] = None
 
 
 class ToolCallPart(RequestBody):
@@ -58,7 +62,10 @@ class ToolCallPart(RequestBody):
 
 
 class AssistantMessage(RequestBody):
-    """What the model said earlier; its answers may be sent back as they came."""
+    """What the model said earlier; its answers may be sent back as they came.
+
+    parsed: what OpenAI's own client adds to an answer that it parsed.
+    """
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -68,6 +75,7 @@ class AssistantMessage(RequestBody):
     tool_calls: Annotated[list[ToolCallPart], Field(fail_fast=True)] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Annotated[Any, Field(exclude=True)] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -176,12 +176,13 @@ class _Choice:
         if ended and not self._stops.stopped:
             text += self._stops.push(self._detokenizer.flush())
             text += "" if self._stops.stopped else self._stops.flush()
-        ended = self._split(delta, text, ended) or ended
+        cut = output.finish == "length" and not self._stops.stopped
+        ended = self._split(delta, text, ended, cut) or ended
         if ended:
-            delta.finish = self._finish(output)
+            delta.finish = self._finish(cut)
         return delta
 
-    def _split(self, delta: ChatDelta, text: str, ended: bool) -> bool:
+    def _split(self, delta: ChatDelta, text: str, ended: bool, cut: bool) -> bool:
         """Put text and calls into the delta; return whether that was the only call allowed."""
         if self._tools is None:
             delta.text = text
@@ -190,14 +191,14 @@ class _Choice:
         if delta.tool_calls and self._one_call:
             del delta.tool_calls[1:]
             return True
-        if ended:
+        if ended and not (cut and self._tools.unfinished):  # half a call is not what is said
             delta.text += self._tools.flush()
         return False
 
-    def _finish(self, output: StepOutput) -> Finish:
-        if self._tools is not None and self._tools.called:
+    def _finish(self, cut: bool) -> Finish:
+        if self._tools is not None and self._tools.called and not self._tools.unfinished:
             return "tool_calls"
-        return "length" if output.finish == "length" and not self._stops.stopped else "stop"
+        return "length" if cut else "stop"
 
     def _logprob(self, token: int, logprob: TokenLogprobs) -> TextLogprob:
         top = [(self._tokenizer.decode([other]), value) for other, value in logprob.top]
