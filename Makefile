@@ -6,14 +6,20 @@ VENV := .venv
 TEST_EXTRAS ?= minilm,postgres,redis,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
-.PHONY: help install demo test lint types bench-setup clean
+# Other people's clients, and the JavaScript SDK's tools: without them their tests are skipped.
+FRAMEWORKS := .venv-clients/.installed
+NODE_MODULES := clients/javascript/node_modules/.package-lock.json
+
+.PHONY: help install demo test lint types clients-setup sdk-versions bench-setup clean
 
 help:
 	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
 	@echo "make test                        install, then lint, types and all tests"
 	@echo "make install                     install into $(VENV) only"
+	@echo "make clients-setup               install the clients that tests/clients runs (npm, 0.8 GB)"
+	@echo "make sdk-versions                test the Python SDK with its oldest and newest openai"
 	@echo "make bench-setup                 install the peers of benchmarks/ into .venv-bench"
-	@echo "make clean                       remove $(VENV), .venv-bench and what the demo left"
+	@echo "make clean                       remove what all of these installed, and what the demo left"
 
 install: $(VENV)/.installed
 
@@ -23,6 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install
 
 $(FOR_TESTS): $(VENV)/.installed
 	@PYTHON="$(PYTHON)" scripts/install $(VENV) $(TEST_EXTRAS)
+	@$(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable clients/python
 	@touch $@
 
 demo: install
@@ -30,6 +37,7 @@ demo: install
 
 test: lint types
 	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest clients/python/tests
 
 lint: $(FOR_TESTS)
 	$(VENV)/bin/ruff check .
@@ -37,6 +45,20 @@ lint: $(FOR_TESTS)
 
 types: $(FOR_TESTS)
 	$(VENV)/bin/mypy
+
+clients-setup: $(FRAMEWORKS) $(NODE_MODULES)
+
+$(FRAMEWORKS): tests/clients/requirements/frameworks.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
+$(NODE_MODULES): clients/javascript/package-lock.json
+	npm --prefix clients/javascript ci --no-audit --no-fund
+	@touch $@
+
+sdk-versions:
+	PYTHON="$(PYTHON)" clients/python/test-versions.sh
 
 bench-setup: $(patsubst %,.venv-bench/%/.installed,peers infinity litellm)
 
@@ -46,4 +68,4 @@ bench-setup: $(patsubst %,.venv-bench/%/.installed,peers infinity litellm)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .demo
+	rm -rf $(VENV) .venv-bench .venv-clients clients/javascript/node_modules .demo

@@ -81,7 +81,10 @@ def live(
             account = await api.admin.accounts.create("ada", "enterprise")
             await api.admin.users.create(USERNAME, PASSWORD, account=account.id)
             port = free_port()
-            config = uvicorn.Config(api.app, host="127.0.0.1", port=port, log_level="warning")
+            # h11, as the edge has Serve's proxy do.
+            config = uvicorn.Config(
+                api.app, host="127.0.0.1", port=port, log_level="warning", http="h11"
+            )
             server = _Server(config)
             serving = asyncio.create_task(server.serve())
             await server.listens.wait()
