@@ -7,17 +7,20 @@ failures as text. Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_
 
 from __future__ import annotations
 
+import logging
+
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
-from omai_ray.api.context import safe_request_id
+from omai_ray.api.context import API_VERSION, safe_request_id
 from omai_ray.api.failures import render_error
 from omai_ray.api.request_limits import RequestLimits
 from omai_ray.errors import NotFound, OMAiError, Overloaded, ServerError
 from omai_ray.settings import edge_settings
 
+_log = logging.getLogger(__name__)
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "deployments.edge:middlewares"
 # How long a request may run, whether leaving cancels it, and which replica it goes to; Serve takes
@@ -52,6 +55,9 @@ class EdgeMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] == "websocket":  # there is none of ours
+            await send({"type": "websocket.close", "code": 1000})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -62,7 +68,10 @@ class EdgeMiddleware:
         except OMAiError as error:
             await exchange.refuse(error)
             return
-        await self._app(_cleaned(scope, request_id), exchange.receive, exchange.send)
+        try:
+            await self._app(_cleaned(scope, request_id), exchange.receive, exchange.send)
+        except Exception:  # Serve's own; the client gets the envelope and the log the cause
+            _log.exception("the proxy failed")
         await exchange.finish()
 
 
@@ -109,7 +118,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             if message["status"] >= 400 and headers.get("content-type", "").startswith("text/"):
-                await self.refuse(_of_proxy(message["status"], headers, self._scope))
+                await self.refuse(self._of_proxy(message["status"], headers))
                 return
             headers["x-request-id"] = self._request_id
             self._begun = True
@@ -123,6 +132,7 @@ class _Exchange:
         self._begun = True
         response = render_error(error)
         response.headers["x-request-id"] = self._request_id
+        response.headers["openai-version"] = API_VERSION
         if error.status in (413, 431):
             response.headers["connection"] = "close"  # the rest of the request is not read
         await response(self._scope, self._receive, self._send)
@@ -130,21 +140,25 @@ class _Exchange:
     async def finish(self) -> None:
         """Answer where the proxy has not."""
         if not self._begun:
-            await self.refuse(_lost())
+            await self.refuse(_lost(self._request_id))
+
+    def _of_proxy(self, status: int, headers: MutableHeaders) -> OMAiError:
+        if status == 404:
+            path = self._scope["path"][:200]
+            return NotFound(f"Invalid URL ({self._scope['method']} {path})", code="unknown_url")
+        if status == 408:
+            return Overloaded("The server did not answer in time. Please try again later.")
+        if status in (429, 503):
+            wait = headers.get("retry-after", "1")
+            return Overloaded(
+                "The server has too many requests at once. Please try again later.",
+                headers={"Retry-After": wait if wait.isdigit() else "1"},
+            )
+        return _lost(self._request_id)
 
 
-def _of_proxy(status: int, headers: MutableHeaders, scope: Scope) -> OMAiError:
-    if status == 404:
-        path = scope["path"][:200]
-        return NotFound(f"Invalid URL ({scope['method']} {path})", code="unknown_url")
-    if status in (408, 429, 503):
-        wait = headers.get("retry-after", "1")
-        return Overloaded(
-            "The server has too many requests at once. Please try again later.",
-            headers={"Retry-After": wait if wait.isdigit() else "1"},
-        )
-    return _lost()
-
-
-def _lost() -> ServerError:
-    return ServerError("The server could not answer the request. Please try again.")
+def _lost(request_id: str) -> ServerError:
+    return ServerError(
+        "The server could not answer the request. Please try again, and mention the request id "
+        f"{request_id} if it keeps happening."
+    )

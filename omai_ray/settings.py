@@ -40,7 +40,7 @@ CONFIG_VARIABLE = "OMAI_CONFIG"
 EDGE_VARIABLE = "OMAI_EDGE"
 
 
-Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$"), AfterValidator(str.lower)]
+Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(str.lower)]
 
 
 class Tier(BaseModel):

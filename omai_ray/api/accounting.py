@@ -94,13 +94,13 @@ class Meter:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
+        used = self.total_tokens
+        self._permit.begin_settling(used)  # while the record is written
         try:
-            await self._permit.settle(self.total_tokens)
+            await self._ledger.record(self._record(status))
         finally:
-            try:
-                await self._ledger.record(self._record(status))
-            finally:
-                self._permit.recorded()
+            self._permit.recorded()
+            await self._permit.settle(used)
 
     def _record(self, status: int) -> UsageRecord:
         price, first_s = self._spec.price, self._first_token_s

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -66,7 +69,7 @@ from omai_ray.api.schemas.tokens import (
     TokenizeResponse,
 )
 from omai_ray.api.tokens import TokenRoutes
-from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError
+from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError, PermissionDenied
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.middleware import IdentityMiddleware
@@ -106,6 +109,14 @@ class Services:
     close: Callable[[], Awaitable[None]]
 
 
+class _Route(APIRoute):
+    """Calls its endpoint as it is: all take the request and return the response."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint."""
+        return self.endpoint
+
+
 def create_app(services: Services) -> ASGIApp:
     """Return the application over these services; it closes them at shutdown."""
     app = FastAPI(
@@ -117,6 +128,7 @@ def create_app(services: Services) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
+    app.router.route_class = _Route
     _add_error_handlers(app)
     _add_inference(app, services)
     _add_accounts(app, services)
@@ -129,20 +141,35 @@ def create_app(services: Services) -> ASGIApp:
         services.sessions.origins,
     )
     limited = RequestLimitsMiddleware(guarded, RequestLimits(services.ingress.max_body_bytes))
-    answered = _share(FailureMiddleware(limited), services.ingress.cors_origins)
+    answered = _share(
+        FailureMiddleware(limited), services.ingress.cors_origins, services.sessions.origins
+    )
     return ContextMiddleware(answered, proxy_echoes_id=services.proxy_echoes_id)
 
 
-def _share(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
-    """Let pages of these origins call the API, those that are named with their sessions too."""
+class _Cors(CORSMiddleware):
+    """Starlette's, whose refusals are in the envelope."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the answer to a browser's question."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        return render_error(
+            PermissionDenied("Pages of this origin may not send such a request: see cors_origins.")
+        )
+
+
+def _share(app: ASGIApp, origins: tuple[str, ...], trusted: tuple[str, ...]) -> ASGIApp:
+    """Let pages of these origins call the API; with sessions where all of them are trusted."""
     if not origins:
         return app
-    return CORSMiddleware(
+    return _Cors(
         app,
         allow_origins=origins,
         allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
         allow_headers=("*",),
-        allow_credentials="*" not in origins,
+        allow_credentials=set(origins) <= set(trusted),
         expose_headers=_EXPOSED,
         max_age=3600,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,15 +15,13 @@ from omai_ray.api.answer_form import answer_grammar
 from omai_ray.api.backends import ServedChat, ServedModels
 from omai_ray.api.context import context_of
 from omai_ray.api.generation import TextService, TokenUsage, completion_limit, sampling_params
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.schemas.chat import ChatMessage, ChatRequest, Tool
 from omai_ray.api.sse import DONE, frame
 from omai_ray.api.validation import read_body
 from omai_ray.engines.chat.text import ChatDelta, ChatJob, TextLogprob
 from omai_ray.errors import OMAiError
 from omai_ray.text.tools import ToolCall
-
-# Rendering and counting a prompt above this many characters leaves the event loop.
-INLINE_CHARACTERS = 20_000
 
 
 class ChatEndpoint:
@@ -74,9 +71,7 @@ async def render(served: ServedChat, body: ChatRequest, size: int) -> list[int]:
     """Return the prompt's ids. size: of the request, in bytes."""
     tools = [] if body.tool_choice == "none" else body.tools or []
     messages, functions = plain_messages(body.messages, tools)
-    if size <= INLINE_CHARACTERS:
-        return served.tokenizer.render(messages, functions)
-    return await asyncio.to_thread(served.tokenizer.render, messages, functions)
+    return await inline_or_thread(size, served.tokenizer.render, messages, functions)
 
 
 def plain_messages(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from typing import Any
@@ -12,9 +11,9 @@ from starlette.responses import Response
 
 from omai_ray.api.accounting import principal_of
 from omai_ray.api.backends import ServedChat, ServedModels
-from omai_ray.api.chat import INLINE_CHARACTERS
 from omai_ray.api.context import context_of
 from omai_ray.api.generation import TextService, TokenUsage, completion_limit, sampling_params
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.schemas.completions import CompletionRequest
 from omai_ray.api.sse import DONE, frame
 from omai_ray.api.validation import read_body
@@ -56,10 +55,9 @@ async def _tokenize(served: ServedChat, body: CompletionRequest) -> list[list[in
         for index, ids in enumerate(prompts):
             text.check_ids(ids, f"prompt[{index}]" if len(prompts) > 1 else "prompt")
         return prompts
-    if sum(map(len, prompts)) <= INLINE_CHARACTERS:
-        encoded = text.encode_batch(prompts, special_tokens=True)
-    else:
-        encoded = await asyncio.to_thread(text.encode_batch, prompts, special_tokens=True)
+    encoded = await inline_or_thread(
+        sum(map(len, prompts)), text.encode_batch, prompts, special_tokens=True
+    )
     if not all(encoded):
         raise InvalidRequest(
             "Invalid 'prompt': it has no token; give at least one character.", param="prompt"
@@ -164,16 +162,23 @@ class CompletionForm:
         return {
             "tokens": [token.token for token in tokens],
             "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
-            # Two tokens may have one text; the likelier one, which comes first, has its place.
-            "top_logprobs": [
-                {text: max(value, -9999.0) for text, value in reversed(token.top)}
-                for token in tokens
-            ],
+            "top_logprobs": [_likeliest(token) for token in tokens],
             "text_offset": offsets,
         }
+
+
+def _likeliest(token: TextLogprob) -> dict[str, float]:
+    """Return the likeliest tokens in a token's place, and always itself.
+
+    Two tokens may have one text; the likelier has its place.
+    """
+    found: dict[str, float] = {}
+    for text, value in (*token.top, (token.token, token.logprob)):
+        found.setdefault(text, max(value, -9999.0))
+    return found
 
 
 def _likelihood(choice: ChatDelta) -> float:
     """Return a completion's mean log-probability a token."""
     values = [token.logprob for token in choice.logprobs]
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else float("-inf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
 from omai_ray.api.backends import EmbeddingBackend, ServedEmbedding, ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import large_json
 from omai_ray.api.schemas.embeddings import MAX_REQUEST_TOKENS, EmbeddingRequest
 from omai_ray.api.sse import while_connected
@@ -22,8 +22,6 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ContextTooLong, InvalidRequest
 
 Vectors = npt.NDArray[np.float32]
-# Tokenising more characters than this leaves the event loop.
-_INLINE_CHARACTERS = 20_000
 
 
 class EmbeddingsEndpoint:
@@ -43,7 +41,13 @@ class EmbeddingsEndpoint:
                 "This model does not support specifying dimensions.", param="dimensions"
             )
         inputs = await _tokenize(served, body)
-        check_tokens(inputs, served.tokenizer.context, truncate=served.spec.truncate, what="input")
+        check_tokens(
+            inputs,
+            served.tokenizer.context,
+            truncate=served.spec.truncate,
+            param="input",
+            what="input",
+        )
         inputs = [served.tokenizer.shorten(ids) for ids in inputs]
         vectors = await embed_admitted(
             request, self._accountant, served.spec, served.backend, inputs, body.dimensions
@@ -66,17 +70,21 @@ async def _tokenize(served: ServedEmbedding, body: EmbeddingRequest) -> list[lis
             served.tokenizer.text.check_ids(ids, f"input[{index}]")
         return token_inputs
     texts = inputs
-    if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-        return served.tokenizer.encode(texts)
-    return await asyncio.to_thread(served.tokenizer.encode, texts)
+    return await inline_or_thread(sum(map(len, texts)), served.tokenizer.encode, texts)
 
 
 def check_tokens(
-    inputs: Sequence[Sequence[int]], context: int, *, truncate: bool, what: str
+    inputs: Sequence[Sequence[int]],
+    context: int,
+    *,
+    truncate: bool,
+    param: str | None,
+    what: str,
 ) -> None:
     """Raise ContextTooLong, or InvalidRequest for too many tokens in all.
 
-    truncate: what is over-long will be shortened. what: an input is called in messages.
+    truncate: what is over-long will be shortened. param: the field that has the inputs; what: one
+    of them is called in messages.
     """
     lengths = [len(ids) for ids in inputs]
     longest = max(lengths)
@@ -84,16 +92,22 @@ def check_tokens(
         raise ContextTooLong(
             f"This model's maximum context length is {context} tokens, however you requested "
             f"{longest} tokens in {what} {lengths.index(longest)}. Please reduce it.",
-            param="input" if what == "input" else None,
+            param=param,
         )
     total = sum(min(length, context) for length in lengths)
     if total > MAX_REQUEST_TOKENS:
-        raise InvalidRequest(
-            f"Invalid 'input': maximum request size is {MAX_REQUEST_TOKENS} tokens per request, "
-            f"but got {total} tokens instead.",
-            param="input" if what == "input" else None,
-            code="max_tokens_per_request",
-        )
+        raise too_many_tokens(total, param)
+
+
+def too_many_tokens(total: int, param: str | None) -> InvalidRequest:
+    """Return what a request with so many tokens is refused with. param: the field that has them."""
+    where = f"Invalid '{param}': maximum" if param else "Maximum"
+    return InvalidRequest(
+        f"{where} request size is {MAX_REQUEST_TOKENS} tokens per request, but got {total} tokens "
+        "instead.",
+        param=param,
+        code="max_tokens_per_request",
+    )
 
 
 async def embed_admitted(

@@ -18,6 +18,7 @@ from omai_ray.api.accounting import Accountant, Meter, status_of
 from omai_ray.api.backends import ChatBackend, ServedChat
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.api.failures import internal_error
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.sampling import SamplingFields
 from omai_ray.api.sse import stream_events, while_connected
@@ -27,6 +28,8 @@ from omai_ray.errors import ContextTooLong, InvalidRequest, OMAiError
 from omai_ray.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
+# Characters that a token takes in an answer, as its text and as its probability.
+_TEXT, _PROBABLE = 5, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class TextService:
             return await stream_events(
                 request, answering.frames(), answering.failure, self.keep_alive_s
             )
-        return JsonBytes(await while_connected(request.receive, answering.whole()))
+        return await while_connected(request.receive, answering.whole())
 
 
 class Answering:
@@ -112,7 +115,7 @@ class Answering:
         self._begun = [False] * len(jobs)
         self._deltas = backend.stream(jobs[0]) if len(jobs) == 1 else _stream_all(backend, jobs)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """Return the complete response; the usage is recorded when it does."""
         choices = [ChatDelta(index) for index in range(len(self._jobs) * self._jobs[0].n)]
         status = CLIENT_CLOSED_REQUEST
@@ -126,7 +129,12 @@ class Answering:
             raise
         finally:
             await self._close(status)
-        return self._form.whole(choices, self._usage())
+        usage = self._usage()
+        alternatives = self._jobs[0].sampling.logprobs
+        weight = usage.completion * (
+            _TEXT if alternatives is None else _PROBABLE * (1 + alternatives)
+        )
+        return await inline_or_thread(weight, lambda: JsonBytes(self._form.whole(choices, usage)))
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the response's events; the usage is recorded before the last one, or an error."""
@@ -181,7 +189,7 @@ async def _stream_all(
     backend: ChatBackend, jobs: Sequence[ChatJob]
 ) -> AsyncIterator[list[ChatDelta]]:
     """Yield what the choices of several jobs gain, numbered through all of them."""
-    queue: asyncio.Queue[list[ChatDelta] | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[list[ChatDelta] | Exception | None] = asyncio.Queue(len(jobs))
 
     async def pump(position: int, job: ChatJob) -> None:
         deltas = backend.stream(job)
@@ -189,10 +197,10 @@ async def _stream_all(
             async for gained in deltas:
                 for delta in gained:
                     delta.index += position * job.n
-                queue.put_nowait(gained)
-            queue.put_nowait(None)
+                await queue.put(gained)
+            await queue.put(None)
         except Exception as error:  # handed to the one who reads the queue
-            queue.put_nowait(error)
+            await queue.put(error)
         finally:
             await deltas.aclose()  # type: ignore[attr-defined]
 

@@ -38,7 +38,7 @@ def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
     methods: set[str] = set()
     for route in routes:
         if route.matches(scope)[0] is not Match.NONE:
-            methods |= set(getattr(route, "methods", None) or ())
+            methods |= set(getattr(route, "methods", None) or ("GET",))  # files, where mounted
     if "GET" in methods:
         methods.add("HEAD")
     return sorted({*methods, "OPTIONS"}) if methods else []

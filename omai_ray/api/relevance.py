@@ -5,7 +5,6 @@ A reranker reads each pair; of an embedding model the score is the cosine of the
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from starlette.responses import Response
 
 from omai_ray.api.accounting import Accountant, principal_of
 from omai_ray.api.backends import ServedEmbedding, ServedModels, ServedRerank
-from omai_ray.api.chat import INLINE_CHARACTERS
-from omai_ray.api.embeddings import Vectors, check_tokens, embed_admitted
+from omai_ray.api.embeddings import Vectors, check_tokens, embed_admitted, too_many_tokens
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
+from omai_ray.api.schemas.embeddings import MAX_INPUTS, MAX_REQUEST_TOKENS
 from omai_ray.api.schemas.relevance import RerankRequest, ScoreRequest
 from omai_ray.api.validation import read_body
-from omai_ray.errors import ModelNotFound
+from omai_ray.errors import ContextTooLong, InvalidRequest, ModelNotFound
 
 Served = ServedEmbedding | ServedRerank
 Scores = npt.NDArray[np.float32]
@@ -57,7 +57,7 @@ class RelevanceRoutes:
         scores, tokens = await self._score(request, served, [body.query], body.documents)
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         results = [{"index": index, "relevance_score": float(scores[index])} for index in order]
-        if body.return_documents:
+        if body.return_documents is not False:
             for result in results:
                 result["document"] = {"text": body.documents[result["index"]]}
         return JsonBytes(
@@ -91,30 +91,51 @@ class RelevanceRoutes:
         self, request: Request, served: Served, firsts: Sequence[str], seconds: Sequence[str]
     ) -> tuple[Scores, int]:
         """Return each pair's score, and the tokens that were read."""
-        prepare = _compare_pairs if isinstance(served, ServedRerank) else _compare_vectors
-        if len(await request.body()) <= INLINE_CHARACTERS:
-            comparison = prepare(served, firsts, seconds)  # type: ignore[arg-type]
-        else:
-            comparison = await asyncio.to_thread(prepare, served, firsts, seconds)  # type: ignore[arg-type]
+        if len(firsts) + len(seconds) > MAX_INPUTS:
+            raise InvalidRequest(
+                f"A request has at most {MAX_INPUTS} texts, but got {len(firsts) + len(seconds)}."
+            )
+        characters = sum(map(len, seconds)) + len(firsts[0]) * len(seconds)
+        comparison = await inline_or_thread(characters, _compare, served, firsts, seconds)
         vectors = await embed_admitted(
             request, self._accountant, served.spec, served.backend, comparison.inputs
         )
         return comparison.scores(vectors), comparison.tokens
 
 
+def _compare(served: Served, firsts: Sequence[str], seconds: Sequence[str]) -> _Comparison:
+    if isinstance(served, ServedRerank):
+        return _compare_pairs(served, firsts, seconds)
+    return _compare_vectors(served, firsts, seconds)
+
+
 def _compare_pairs(
     served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str]
 ) -> _Comparison:
     tokenizer = served.tokenizer
+    _check_queries(served, firsts, seconds)
     if len(firsts) == 1:
         inputs = tokenizer.encode_pairs(firsts[0], seconds)
     else:
         pairs = zip(firsts, seconds, strict=True)
         inputs = [ids for pair in pairs for ids in tokenizer.encode_pairs(pair[0], [pair[1]])]
-    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, what="pair")
+    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, param=None, what="pair")
     return _Comparison(
         [tokenizer.shorten_pair(ids) for ids in inputs], lambda vectors: vectors[:, 0]
     )
+
+
+def _check_queries(served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str]) -> None:
+    """Raise for queries that no document fits beside, before each is copied for every document."""
+    counted = [len(ids) for ids in served.tokenizer.text.encode_batch(firsts, special_tokens=True)]
+    if max(counted) > served.tokenizer.context:
+        raise ContextTooLong(
+            f"This model's maximum context length is {served.tokenizer.context} tokens, however "
+            f"text {counted.index(max(counted))} alone has {max(counted)}. Please reduce it."
+        )
+    total = sum(counted) * (len(seconds) if len(firsts) == 1 else 1)
+    if total > MAX_REQUEST_TOKENS:
+        raise too_many_tokens(total, None)
 
 
 def _compare_vectors(
@@ -122,7 +143,7 @@ def _compare_vectors(
 ) -> _Comparison:
     tokenizer = served.tokenizer
     inputs = tokenizer.encode([*firsts, *seconds])
-    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, what="text")
+    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, param=None, what="text")
 
     def scores(vectors: Vectors) -> Scores:
         units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

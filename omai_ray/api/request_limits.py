@@ -20,17 +20,21 @@ class RequestLimits:
     max_body_bytes: int
 
     def check(self, scope: Scope) -> None:
-        """Raise HeadersTooLarge, or PayloadTooLarge for a declared length."""
-        headers = scope["headers"]
+        """Raise HeadersTooLarge, InvalidRequest, or PayloadTooLarge for a declared length."""
+        # The edge adds this one, whose length is bounded elsewhere.
+        headers = [item for item in scope["headers"] if item[0] != b"x-request-id"]
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             raise HeadersTooLarge(
                 f"The request has {len(headers)} headers of {size} bytes: at most {MAX_HEADERS} "
                 f"of {MAX_HEADER_BYTES} bytes are accepted."
             )
-        length = Headers(scope=scope).get("content-length")
+        named = Headers(scope=scope)
+        length = named.get("content-length")
         if length is None:
             return
+        if "transfer-encoding" in named:  # the two can differ, and what follows be smuggled in
+            raise InvalidRequest("Send either 'Content-Length' or 'Transfer-Encoding', not both.")
         if not length.isascii() or not length.isdigit():
             raise InvalidRequest("Invalid 'Content-Length' header: expected a number of bytes.")
         if int(length[:20]) > self.max_body_bytes:

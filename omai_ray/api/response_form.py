@@ -27,7 +27,9 @@ class ResponseForm:
         self._output: list[dict[str, Any]] = []
         self._finish: str | None = None
         self._message: _Message | None = None
-        self._space = ""  # before a call it is no message
+        # Space, and tokens without text: before a call they are no message.
+        self._held = ""
+        self._held_tokens: list[dict[str, Any]] = []
         self._begun = False
         self._sequence = 0
 
@@ -56,6 +58,7 @@ class ResponseForm:
             if delta.text or (self._logprobs and delta.logprobs):
                 written += self._text(delta)
             for call in delta.tool_calls:
+                self._drop_held()
                 written += self._end_message("completed")
                 written += self._call(call)
             self._finish = delta.finish or self._finish
@@ -68,8 +71,8 @@ class ResponseForm:
         if not self._output:
             begun, message = self._begin_message()
             written += begun
-            if self._space:
-                written.append(self._gain(message, self._space, []))
+            if self._held or self._held_tokens:
+                written.append(self._gain(message, self._held, self._held_tokens))
         written += self._end_message(status)
         written.append(self._event(f"response.{status}", response=self._response(status, usage)))
         return b"".join(written)
@@ -83,12 +86,17 @@ class ResponseForm:
         return told + self._event("response.failed", response=failed)
 
     def _text(self, delta: ChatDelta) -> list[bytes]:
-        if self._message is None and self._body.tools and delta.text.isspace():
-            self._space += delta.text
+        text = self._held + delta.text
+        tokens = self._held_tokens + self._tokens(delta.logprobs)
+        if self._message is None and (not text or (self._body.tools and text.isspace())):
+            self._held, self._held_tokens = text, tokens
             return []
+        self._drop_held()
         written, message = self._begin_message()
-        text, self._space = self._space + delta.text, ""
-        return [*written, self._gain(message, text, self._tokens(delta.logprobs))]
+        return [*written, self._gain(message, text, tokens)]
+
+    def _drop_held(self) -> None:
+        self._held, self._held_tokens = "", []
 
     def _gain(self, message: _Message, text: str, tokens: list[dict[str, Any]]) -> bytes:
         message.text += text

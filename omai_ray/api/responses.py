@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from starlette.requests import Request
@@ -68,7 +69,7 @@ def _in_terms_of_responses() -> Iterator[None]:
         name = _NAMES.get(error.param or "")
         if name is None:
             raise
-        message = error.message.replace(f"'{error.param}'", f"'{name}'")
+        message = error.message.replace(error.param or "", name)
         raise type(error)(message, param=name, code=error.code) from None
 
 
@@ -97,27 +98,33 @@ def as_chat(body: ResponseRequest) -> chat.ChatRequest:
 
 
 def _messages(items: list[Any]) -> list[Any]:
-    """Return items as messages: calls belong to the assistant's message before them."""
+    """Return items as messages: calls in a row belong to the assistant's message before them."""
     messages: list[Any] = []
-    for item in items:
-        if isinstance(item, FunctionOutputItem):
-            messages.append(
-                chat.ToolMessage(role="tool", content=item.text, tool_call_id=item.call_id)
-            )
-        elif isinstance(item, FunctionCallItem):
-            said: chat.Content | None = None
-            calls: list[chat.ToolCallPart] = []
+    for kind, group in groupby(items, key=type):
+        if kind is FunctionCallItem:
+            said = None
             if messages and isinstance(messages[-1], chat.AssistantMessage):
-                before = messages.pop()
-                said, calls = before.content, before.tool_calls or []
-            function = chat.FunctionCall(name=item.name, arguments=item.arguments)
-            call = chat.ToolCallPart(id=item.call_id, type="function", function=function)
+                said = messages.pop().content
+            calls = [_call(item) for item in group]
+            # Not checked again: the items were, and there may be many.
             messages.append(
-                chat.AssistantMessage(role="assistant", content=said, tool_calls=[*calls, call])
+                chat.AssistantMessage.model_construct(
+                    role="assistant", content=said, tool_calls=calls
+                )
             )
+        elif kind is FunctionOutputItem:
+            messages += [
+                chat.ToolMessage(role="tool", content=item.text, tool_call_id=item.call_id)
+                for item in group
+            ]
         else:
-            messages.append(_message(item))
+            messages += map(_message, group)
     return messages
+
+
+def _call(item: FunctionCallItem) -> chat.ToolCallPart:
+    function = chat.FunctionCall(name=item.name, arguments=item.arguments)
+    return chat.ToolCallPart(id=item.call_id, type="function", function=function)
 
 
 def _message(item: MessageItem) -> Any:

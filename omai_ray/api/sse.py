@@ -57,8 +57,7 @@ async def stream_events(
         if first.done():
             first.result()
     except BaseException:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
+        await _end(first, frames)
         raise
     return EventStream(first, frames, failure, keep_alive_s)
 
@@ -103,11 +102,10 @@ class EventStream(Response):
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
-            if not sending.done():
-                sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
-            await self._close()
+            sending.cancel()
+            # A connection that takes nothing more is that of a client who has left.
+            await asyncio.gather(sending, return_exceptions=True)
+            await _end(self._first, self._frames)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -123,16 +121,16 @@ class EventStream(Response):
 
     async def _send_frames(self, send: Send) -> None:
         try:
-            await self._pass_on(send, await self._first)
-            async for chunk in self._frames:
-                await self._pass_on(send, chunk)
+            frame = await self._first
+            while True:
+                await self._pass_on(send, frame)
+                frame = await anext(self._frames)
+        except StopAsyncIteration:
+            return
+        except OSError:  # of `send`: backends raise errors of their own
+            raise
         except Exception as error:
             await self._pass_on(send, self._failure(error))
-
-    async def _close(self) -> None:
-        self._first.cancel()
-        await asyncio.gather(self._first, return_exceptions=True)
-        await self._frames.aclose()
 
     async def _pass_on(self, send: Send, chunk: bytes) -> None:
         self._sent_at_s = monotonic()
@@ -145,6 +143,12 @@ class EventStream(Response):
             await asyncio.sleep(self._sent_at_s + self._keep_alive_s - monotonic())
             if monotonic() - self._sent_at_s >= self._keep_alive_s:
                 await self._pass_on(send, COMMENT)
+
+
+async def _end(first: asyncio.Future[bytes], frames: AsyncGenerator[bytes, None]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await frames.aclose()
 
 
 def _body(chunk: bytes, *, more: bool = True) -> Message:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, principal_of
+from omai_ray.api.accounting import Accountant, principal_of, status_of
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModel, ServedModels
-from omai_ray.api.chat import INLINE_CHARACTERS, plain_messages
+from omai_ray.api.chat import plain_messages
+from omai_ray.api.context import CLIENT_CLOSED_REQUEST
+from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from omai_ray.api.validation import read_body
 from omai_ray.errors import InvalidRequest
-
-Body = TypeVar("Body", TokenizeRequest, DetokenizeRequest)
 
 
 class TokenRoutes:
@@ -28,43 +29,56 @@ class TokenRoutes:
 
     async def tokenize(self, request: Request) -> Response:
         """Answer POST /tokenize."""
-        body, served = await self._read(request, TokenizeRequest)
-        if len(await request.body()) <= INLINE_CHARACTERS:
-            ids = _encode(served, body)
-        else:
-            ids = await asyncio.to_thread(_encode, served, body)
-        written: dict[str, Any] = {
-            "count": len(ids),
-            "max_model_len": served.tokenizer.context,
-            "tokens": ids,
-            "token_strs": served.tokenizer.text.names(ids) if body.return_token_strs else None,
-        }
-        return JsonBytes(written)
+        body = await read_body(request, TokenizeRequest)
+        return await self._answer(request, body.model, partial(_tokenize, body))
 
     async def detokenize(self, request: Request) -> Response:
         """Answer POST /detokenize."""
-        body, served = await self._read(request, DetokenizeRequest)
-        text = served.tokenizer.text
-        text.check_ids(body.tokens, "tokens")
-        if len(body.tokens) <= INLINE_CHARACTERS:
-            return JsonBytes({"prompt": text.decode(body.tokens)})
-        return JsonBytes({"prompt": await asyncio.to_thread(text.decode, body.tokens)})
+        body = await read_body(request, DetokenizeRequest)
+        return await self._answer(request, body.model, partial(_detokenize, body))
 
-    async def _read(self, request: Request, schema: type[Body]) -> tuple[Body, ServedModel]:
-        body = await read_body(request, schema)
-        name = body.model
+    async def _answer(
+        self, request: Request, name: str, work: Callable[[ServedModel], dict[str, Any]]
+    ) -> Response:
         served = self._models.any(name)
         principal_of(request).require_model(name, served.spec.name)
         meter = await self._accountant.admit(request, served.spec, reserved_tokens=0)
-        await meter.close(200)
-        return body, served
+        status = CLIENT_CLOSED_REQUEST
+        try:
+            answer = await inline_or_thread(
+                len(await request.body()), lambda: JsonBytes(work(served))
+            )
+            status = 200
+        except Exception as error:
+            status = status_of(error)
+            raise
+        finally:
+            await meter.close(status)
+        return answer
+
+
+def _tokenize(body: TokenizeRequest, served: ServedModel) -> dict[str, Any]:
+    ids = _encode(served, body)
+    return {
+        "count": len(ids),
+        "max_model_len": served.tokenizer.context,
+        "tokens": ids,
+        "token_strs": served.tokenizer.text.names(ids) if body.return_token_strs else None,
+    }
+
+
+def _detokenize(body: DetokenizeRequest, served: ServedModel) -> dict[str, Any]:
+    text = served.tokenizer.text
+    text.check_ids(body.tokens, "tokens")
+    return {"prompt": text.decode(body.tokens)}
 
 
 def _encode(served: ServedModel, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
-        if isinstance(served, ServedEmbedding) and body.add_special_tokens:
+        special = body.add_special_tokens is not False
+        if isinstance(served, ServedEmbedding) and special:
             return served.tokenizer.encode([body.prompt])[0]
-        return served.tokenizer.text.encode(body.prompt, special_tokens=body.add_special_tokens)
+        return served.tokenizer.text.encode(body.prompt, special_tokens=special)
     if not isinstance(served, ServedChat):
         raise InvalidRequest(
             f"The model '{body.model}' has no chat template: give 'prompt' instead of 'messages'.",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import orjson
 
 _OPENING = b'{"object":"embedding","index":'
+_PIECE = 64
 _TEXT = b',"embedding":"'
 
 
@@ -28,7 +29,9 @@ def _number_entries(vectors: npt.NDArray[np.float32]) -> bytes:
         {"object": "embedding", "index": index, "embedding": vector}
         for index, vector in enumerate(vectors)
     ]
-    return orjson.dumps(entries, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    # In pieces, between which other threads run.
+    pieces = (entries[start : start + _PIECE] for start in range(0, len(entries), _PIECE))
+    return b",".join(orjson.dumps(p, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for p in pieces)
 
 
 def _base64_entries(vectors: npt.NDArray[np.float32]) -> memoryview:

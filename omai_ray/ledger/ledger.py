@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, RowMapping, func, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, tuple_
 
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.store import Store
@@ -225,11 +225,11 @@ class UsageLedger:
         async with self.store.reading() as connection:
             return int(await connection.scalar(statement) or 0)
 
-    async def _insert(self, connection: AsyncConnection, records: list[UsageRecord]) -> None:
+    def _insert(self, connection: Connection, records: list[UsageRecord]) -> None:
         """Insert the records that are new, and add them to their accounts' months."""
         rows = [asdict(record) for record in records]
         insert = self.store.insert_new(usage).returning(usage.c.request_id)
-        new = set((await connection.execute(insert, rows)).scalars())
+        new = set(connection.execute(insert, rows).scalars())
         hours: dict[tuple[str, int, str, str], UsageTotals] = {}
         months: dict[tuple[str, str], UsageTotals] = {}
         for record in {record.request_id: record for record in reversed(records)}.values():
@@ -241,11 +241,11 @@ class UsageLedger:
             hours[key] = hours.get(key, UsageTotals()) + totals
             month = (record.account_id, month_of(record.started_at))
             months[month] = months.get(month, UsageTotals()) + totals
-        await self._add_sums(connection, hours, months)
+        self._add_sums(connection, hours, months)
 
-    async def _add_sums(
+    def _add_sums(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         hours: dict[tuple[str, int, str, str], UsageTotals],
         months: dict[tuple[str, str], UsageTotals],
     ) -> None:
@@ -267,8 +267,8 @@ class UsageLedger:
             }
             for (account_id, month), totals in sorted(months.items())
         ]
-        await connection.execute(self.store.insert_sums(usage_hours), by_hour)
-        await connection.execute(self.store.insert_sums(usage_months), by_month)
+        connection.execute(self.store.insert_sums(usage_hours), by_hour)
+        connection.execute(self.store.insert_sums(usage_months), by_month)
 
     async def _write(self) -> None:
         """Commit groups until the queue is empty; a group leaves it only once it is durable."""
@@ -288,8 +288,8 @@ class UsageLedger:
     async def _commit(self, group: list[_Queued]) -> None:
         """Commit a group; one that cannot be is split, so that a bad record fails alone."""
         try:
-            async with self.store.writing() as connection:
-                await self._insert(connection, [queued.record for queued in group])
+            records = [queued.record for queued in group]
+            await self.store.write(partial(self._insert, records=records))
         except Overloaded:
             raise
         except Exception as error:

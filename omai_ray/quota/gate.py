@@ -52,16 +52,20 @@ class Permit:
         self._settled = False
         self._settling: asyncio.Task[None] | None = None
 
-    async def settle(self, used_tokens: int) -> None:
-        """Return what was not used. The first call counts, and goes on where it is cancelled.
-
-        Never raises but CancelledError: what cannot be settled stays spent, and refills.
-        """
+    def begin_settling(self, used_tokens: int) -> None:
+        """Return what was not used; the first call counts. `settle` waits for it."""
         if not self._settled:
             self._settled = True
             self._recorded = self._count(used_tokens)
             if self._reservation.claims:
                 self._settling = _spawn(_settle(self._limiter, self._reservation, used_tokens))
+
+    async def settle(self, used_tokens: int) -> None:
+        """Return what was not used. The first call counts, and goes on where it is cancelled.
+
+        Never raises but CancelledError: what cannot be settled stays spent, and refills.
+        """
+        self.begin_settling(used_tokens)
         if self._settling is not None:
             await asyncio.shield(self._settling)
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, event, make_url
+import sqlalchemy
+from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -59,8 +60,7 @@ def create_engine(
     """
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
-        # isolation_level None: Python's sqlite3 begins no transactions of its own, see _begin.
-        options["connect_args"] = {"timeout": BUSY_S, "isolation_level": None}
+        options["connect_args"] = _sqlite_arguments()
     else:
         timeout_ms = 0 if deadline_s is None else round(deadline_s * 1000)
         settings = {"application_name": "omai-ray", "statement_timeout": str(timeout_ms)}
@@ -78,9 +78,29 @@ def create_engine(
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"database_url: {error}") from None
     if sqlite:
-        event.listen(engine.sync_engine, "connect", _set_pragmas)
-        event.listen(engine.sync_engine, "begin", _begin)
+        _prepare(engine.sync_engine)
     return engine
+
+
+def create_writer(url: URL) -> Engine | None:
+    """Return an engine for whole transactions in a thread, None where there is no need of it."""
+    if url.get_backend_name() != "sqlite":
+        return None
+    engine = sqlalchemy.create_engine(
+        url.set(drivername="sqlite"), hide_parameters=True, connect_args=_sqlite_arguments()
+    )
+    _prepare(engine)
+    return engine.execution_options(**{WRITE_OPTION: True})
+
+
+def _sqlite_arguments() -> dict[str, Any]:
+    # isolation_level None: Python's sqlite3 begins no transactions of its own, see _begin.
+    return {"timeout": BUSY_S, "isolation_level": None}
+
+
+def _prepare(engine: Engine) -> None:
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin)
 
 
 def create_file(url: URL) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import cache
+from typing import TypeVar
 
-from sqlalchemy import URL, Insert, Table
+from sqlalchemy import URL, Connection, Engine, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
@@ -27,6 +29,7 @@ from omai_ray.store.engine import (
     WRITE_OPTION,
     create_engine,
     create_file,
+    create_writer,
     is_there,
     parse_url,
 )
@@ -53,13 +56,15 @@ _SQLITE_AWAY = frozenset(
 # doing, system; and a standby that is read-only yet, a missing right, a missing table.
 _POSTGRESQL_AWAY = ("08", "28", "40", "53", "57", "58", "25006", "42501", "42P01")
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Store:
     """An open database at the current schema; made by `Store.open`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, writer: Engine | None = None) -> None:
         self._engine = engine
+        self._writer = writer
         self._writing = engine.execution_options(**{WRITE_OPTION: True})
         # SQLite has one writer. Waiting here is fair and prompt; its own lock is polled.
         self._turn: AbstractAsyncContextManager[None] = (
@@ -85,11 +90,13 @@ class Store:
         except BaseException:
             await engine.dispose()
             raise
-        return cls(engine)
+        return cls(engine, create_writer(parsed))
 
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.dispose)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -106,6 +113,25 @@ class Store:
         async with _translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
+    async def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Return what `work` does in a transaction, committed at its end; errors as `writing`'s.
+
+        On SQLite all of it is done in one thread: `writing` crosses to its thread and back for
+        every call of the driver, a score for an INSERT. What is given up for its deadline may be
+        committed all the same.
+        """
+        writer = self._writer
+        if writer is None:
+            async with self.writing() as connection:
+                return await connection.run_sync(work)
+
+        def transaction() -> Result:
+            with writer.begin() as connection:
+                return work(connection)
+
+        async with _translated(), self._turn:
+            return await asyncio.to_thread(transaction)
+
     @property
     def patience_s(self) -> float:
         """How long a request may wait to learn who sends it.
@@ -117,21 +143,30 @@ class Store:
 
     def insert_new(self, table: Table) -> Insert:
         """Return an INSERT that leaves rows alone whose primary key is already there."""
-        return self._insert(table).on_conflict_do_nothing()
+        return _insert_new(self._engine.dialect.name, table)
 
     def insert_sums(self, table: Table) -> Insert:
         """Return an INSERT that adds to the row whose primary key is already there.
 
         In one transaction, insert in the keys' order: two may otherwise wait for each other.
         """
-        insert = self._insert(table)
-        sums = {c.name: c + insert.excluded[c.name] for c in table.c if not c.primary_key}
-        return insert.on_conflict_do_update(index_elements=table.primary_key, set_=sums)
+        return _insert_sums(self._engine.dialect.name, table)
 
-    def _insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
-        if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(table)
-        return sqlite.insert(table)
+
+@cache  # to build them takes longer than to run them
+def _insert_new(dialect: str, table: Table) -> Insert:
+    return _insert(dialect, table).on_conflict_do_nothing()
+
+
+@cache
+def _insert_sums(dialect: str, table: Table) -> Insert:
+    insert = _insert(dialect, table)
+    sums = {c.name: c + insert.excluded[c.name] for c in table.c if not c.primary_key}
+    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=sums)
+
+
+def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 async def schema_of(url: str) -> str | None:

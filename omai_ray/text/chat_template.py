@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,10 @@ class ChatTokenizer:
                 f"Invalid 'messages': the model's chat template rejects them: {error}",
                 param="messages",
             ) from None
-        ids: list[int] = []
-        for piece in prompt.split(_BREAK):
-            # JSON text inside a message can escape half a surrogate pair, which is no text.
-            text = piece.encode("utf-8", "replace").decode("utf-8")
-            ids += self.text.encode(text, special_tokens=False)
-        return ids
+        # JSON text inside a message can escape half a surrogate pair, which is no text.
+        pieces = prompt.encode("utf-8", "replace").decode("utf-8").split(_BREAK)
+        encoded = self.text.encode_batch(pieces, special_tokens=False)
+        return list(chain.from_iterable(encoded))
 
     def _disarm(self, value: Any) -> Any:
         """Break every control token in a message's strings, and in keys that are no names."""

@@ -44,11 +44,14 @@ class TextTokenizer:
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         """Return the text's ids; special_tokens adds the checkpoint's own (such as [CLS])."""
-        encoding = self.backend.encode(text, add_special_tokens=special_tokens)
-        return list(encoding.ids)
+        (ids,) = self.encode_batch([text], special_tokens=special_tokens)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
-        """Return each text's ids, the texts spread over the tokenizer's own threads."""
+        """Return each text's ids, the texts spread over the tokenizer's own threads.
+
+        Other Python threads run meanwhile, as they do not during `backend.encode`.
+        """
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
         return [encoding.ids for encoding in encodings]
 

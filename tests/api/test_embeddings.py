@@ -182,7 +182,11 @@ async def test_a_request_above_the_sum_of_tokens_is_refused(api: Api) -> None:
     served = api.services.models.embedding(EMBEDDING)
     with pytest.raises(InvalidRequest, match=f"{MAX_REQUEST_TOKENS} tokens .* got 300024"):
         check_tokens(
-            [[5] * 48] * 6250 + [[5] * 24], served.tokenizer.context, truncate=False, what="input"
+            [[5] * 48] * 6250 + [[5] * 24],
+            served.tokenizer.context,
+            truncate=False,
+            param="input",
+            what="input",
         )
 
 

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, Tag, model_validator
 
-from omai_ray.api.schemas.common import Metadata, ModelName, OneOf, RequestBody, word_or_type
+from omai_ray.api.schemas.common import (
+    MAX_ITEMS,
+    MAX_PARTS,
+    Metadata,
+    ModelName,
+    OneOf,
+    RequestBody,
+    word_or_type,
+)
 from omai_ray.api.schemas.sampling import SamplingFields, Usage
 
 
@@ -22,7 +30,10 @@ class TextPart(RequestBody):
     prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
-Content = Annotated[str, Field()] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+Content = (
+    Annotated[str, Field()]
+    | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+)
 
 
 class SystemMessage(RequestBody):
@@ -72,7 +83,9 @@ class AssistantMessage(RequestBody):
     name: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
-    tool_calls: Annotated[list[ToolCallPart], Field(fail_fast=True)] | None = None
+    tool_calls: (
+        Annotated[list[ToolCallPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None
+    ) = None
     audio: None = None
     function_call: None = None
     parsed: Annotated[Any, Field(exclude=True)] = None
@@ -217,7 +230,9 @@ class ChatRequest(SamplingFields):
     """Messages to answer."""
 
     model: ModelName
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+    ]
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None

@@ -16,6 +16,10 @@ Metadata = Annotated[
 ]
 
 
+MAX_ITEMS = 5_000
+"""Of a conversation: more would take seconds to check and convert."""
+MAX_PARTS = 1_000
+"""Of a message: its parts, and its calls."""
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 

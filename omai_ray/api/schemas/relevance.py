@@ -22,7 +22,7 @@ class RerankRequest(RequestBody):
     query: _Text
     documents: _Texts
     top_n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    return_documents: bool = True
+    return_documents: bool | None = None
     user: str | None = None
 
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field, Tag, model_validator
 
 from omai_ray.api.schemas.chat import FunctionDefinition, JsonFormat, TextFormat
 from omai_ray.api.schemas.common import (
+    MAX_ITEMS,
+    MAX_PARTS,
     Metadata,
     ModelName,
     OneOf,
@@ -46,7 +48,7 @@ _Part = Annotated[
     Annotated[InputText, Tag("input_text")] | Annotated[OutputText, Tag("output_text")],
     OneOf(type_of, field="type", expected="'input_text' and 'output_text'"),
 ]
-_Parts = Annotated[list[_Part], Field(min_length=1, fail_fast=True)]
+_Parts = Annotated[list[_Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
 class MessageItem(RequestBody):
@@ -177,7 +179,7 @@ class ResponseRequest(RequestBody):
     """What to answer: a text, or the items of a conversation."""
 
     model: ModelName
-    input: str | Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
+    input: str | Annotated[list[_Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=16, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

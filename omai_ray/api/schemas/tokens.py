@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, model_validator
 
 from omai_ray.api.schemas.chat import ChatMessage, Tool
-from omai_ray.api.schemas.common import ModelName, RequestBody, TokenId
+from omai_ray.api.schemas.common import MAX_ITEMS, ModelName, RequestBody, TokenId
 
 _MAX_TOKENS = 2**20
 
@@ -20,8 +20,11 @@ class TokenizeRequest(RequestBody):
 
     model: ModelName
     prompt: str | None = None
-    add_special_tokens: bool = True
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    messages: (
+        Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+        | None
+    ) = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     return_token_strs: bool = False
 
@@ -31,6 +34,8 @@ class TokenizeRequest(RequestBody):
             raise ValueError("Give either 'prompt' or 'messages'")
         if self.tools and self.messages is None:
             raise ValueError("The 'tools' parameter is only allowed with 'messages'")
+        if self.add_special_tokens is not None and self.messages is not None:
+            raise ValueError("The 'add_special_tokens' parameter is only allowed with 'prompt'")
         return self
 
 

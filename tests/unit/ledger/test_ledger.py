@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Insert, Table, func, insert, select
+from sqlalchemy import Connection, Insert, Table, func, insert, select
 
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.ledger import UsageLedger, UsageRecord, UsageRow, UsageTotals, ledger
@@ -51,13 +50,12 @@ class Gated:
         self.reached = asyncio.Event()
         self.commits = 0
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Any]:
+    async def write(self, work: Callable[[Connection], Any]) -> Any:
         self.reached.set()
         await self.let.wait()
-        async with self.store.writing() as connection:
-            yield connection
+        result = await self.store.write(work)
         self.commits += 1
+        return result
 
     def insert_new(self, table: Table) -> Insert:
         return self.store.insert_new(table)
