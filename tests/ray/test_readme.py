@@ -57,14 +57,14 @@ def test_the_javascript_example_works_as_pasted(served: Served, tmp_path: Path) 
 
 
 def test_the_python_examples_work_as_pasted(served: Served, tmp_path: Path) -> None:
-    """The OpenAI client prints an answer and a vector's size; the session lists the models."""
+    """The SDK prints an answer and a vector's size; the session lists the models."""
 
     async def create_user(registry: Registry) -> None:
         await Administration(registry).users.create("ada", "correct horse battery", tier="pro")
 
     served.with_registry(create_user)
-    openai_client, session = snippets("python")
-    client_output = run([sys.executable, "-c", pasted(openai_client, served)], served, tmp_path)
+    sdk, session = snippets("python")
+    client_output = run([sys.executable, "-c", pasted(sdk, served)], served, tmp_path)
     assert client_output.endswith("32 dimensions\n")
     session_output = run([sys.executable, "-c", pasted(session, served)], served, tmp_path)
     assert session_output == "['omai-gpt-4', 'text-embedding-ada-002']\n"

@@ -60,7 +60,7 @@ export class OMAi extends OpenAI {
   constructor(options: ClientOptions = {}) {
     const { apiKey, username, password, ...others } = options as InternalOptions;
     const { [shared]: inherited, ...rest } = others;
-    const baseURL = rest.baseURL || readEnv('OMAI_BASE_URL') || DEFAULT_BASE_URL;
+    const baseURL = checkedURL(rest.baseURL || readEnv('OMAI_BASE_URL') || DEFAULT_BASE_URL);
     const session = sessionOf({ apiKey, username, password, baseURL, fetch: rest.fetch }, inherited);
     const key = session ? undefined : keyOf(apiKey);
     super({
@@ -87,17 +87,20 @@ export class OMAi extends OpenAI {
   /** Return a client with some options changed. It shares the session, unless that is changed. */
   override withOptions(options: Partial<ClientOptions>): this {
     const { apiKey, username, password, ...given } = this.#given;
-    const changed = options.apiKey ?? options.username ?? options.password;
+    const { apiKey: newKey, username: newUsername, password: newPassword, ...others } = options;
+    const changed = newKey ?? newUsername ?? newPassword;
     return new (this.constructor as new (options: ClientOptions) => this)({
       ...given,
-      ...(changed == null ? { apiKey, username, password } : {}),
+      ...(changed == null
+        ? { apiKey, username, password }
+        : { apiKey: newKey, username: newUsername, password: newPassword }),
       baseURL: this.baseURL,
       fetchOptions: this.fetchOptions,
       logger: this.logger,
       logLevel: this.logLevel,
       maxRetries: this.maxRetries,
       timeout: this.timeout,
-      ...options,
+      ...others,
     });
   }
 
@@ -156,6 +159,20 @@ function sessionOf(
   if (apiKey != null) throw new OMAiError('Pass an `apiKey`, or a `username` and `password`, not both.');
   const credentials = { baseURL, username, password, fetch };
   return inherited?.isFor(credentials) ? inherited : new Session(credentials);
+}
+
+function checkedURL(text: string): string {
+  let url: URL;
+  try {
+    url = new URL(text);
+  } catch {
+    throw new OMAiError('`baseURL` is no URL: it begins with https:// or http://.');
+  }
+  // It would be in every error's text.
+  if (url.username || url.password) {
+    throw new OMAiError('`baseURL` holds a password: pass `username` and `password` instead.');
+  }
+  return text;
 }
 
 function keyOf(given: ClientOptions['apiKey']): string | (() => Promise<string>) {

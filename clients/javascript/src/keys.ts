@@ -9,7 +9,11 @@ const CHECKSUM_LENGTH = 6;
  * Return the key; throw an OMAiError, which does not show it, for an OMAi key that was not copied
  * whole or has a typing error. Keys of other forms are the server's to judge.
  */
-export function checkedKey(key: string): string {
+export function checkedKey(given: string): string {
+  const key = given.trim();
+  if (!/^[\x21-\x7e]+$/.test(key)) {
+    throw new OMAiError('The API key is empty, or has characters that no key has.');
+  }
   if (!key.startsWith(PREFIX)) return key;
   const [, body, checksum] = FORM.exec(key) ?? [];
   if (body === undefined || checksum !== checksumOf(body)) {

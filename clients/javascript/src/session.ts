@@ -91,6 +91,7 @@ export class Session {
       method: 'POST',
       headers,
       body: JSON.stringify({ username, password }),
+      redirect: 'error', // which would take the password along
       // Of its own: other calls may wait for this login when the first one is aborted.
       signal: AbortSignal.timeout(LOGIN_TIMEOUT_MS),
     });
@@ -113,12 +114,16 @@ export class Session {
     const request = withoutKey(init);
     if (this.#cookies.size) {
       const pairs = [...this.#cookies].map(([name, value]) => `${name}=${value}`);
+      const given = request.headers.get('cookie');
+      if (given) pairs.unshift(given);
       request.headers.set('cookie', pairs.join('; '));
     }
     // Not all runtimes that are no browsers accept the option.
     if ('credentials' in Request.prototype) request.credentials = 'include';
     const response = await this.#plainFetch(url, request);
-    for (const cookie of response.headers.getSetCookie()) this.#keep(cookie);
+    if (!response.redirected || new URL(response.url).origin === this.#origin) {
+      for (const cookie of response.headers.getSetCookie()) this.#keep(cookie);
+    }
     return response;
   }
 

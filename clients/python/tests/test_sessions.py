@@ -405,3 +405,19 @@ async def test_secrets_are_in_no_log_and_no_repr(
     assert sessions.password not in shown
     if client._session is not None:
         assert sessions.password not in repr(client._session.login)
+
+
+async def test_nothing_but_the_session_keeps_its_cookie(log_in: Log, sessions: SessionStub) -> None:
+    """An HTTP client's own jar would send it to other ports of the host, after a redirect."""
+    client = log_in()
+    await chat(client)
+    assert [] == [cookie.name for cookie in client._client.cookies.jar]
+
+
+async def test_refused_login_holds_no_password(log_in: Log) -> None:
+    """The error speaks of the caller's own request."""
+    client = log_in(password="wrong-battery")
+    with pytest.raises(omai.AuthenticationError) as caught:
+        await chat(client)
+    assert caught.value.request.url.path == CHAT
+    assert b"wrong-battery" not in caught.value.request.content

@@ -29,9 +29,28 @@ test('any one wrong character of an OMAi key is found out, and the secret is not
 });
 
 test('an OMAi key that was not copied whole is refused', () => {
-  const wrong = [KEY.slice(0, -1), `${KEY}\n`, ` ${KEY}`.trimStart() + ' ', 'omai-sk-', `${KEY}${KEY}`];
+  const wrong = [KEY.slice(0, -1), `${KEY}\n${KEY}`, 'omai-sk-', `${KEY}${KEY}`];
   for (const key of wrong) {
     assert.ok(!refusal(key).message.includes(SECRET));
+  }
+});
+
+test('white space around a key is no part of it; other keys that fit no header are refused', async () => {
+  const server = await stub();
+  await new OMAi({ apiKey: ` ${KEY}\n`, baseURL: server.baseURL }).models.list();
+  assert.equal(`Bearer ${KEY}`, server.requests.at(-1).headers.authorization);
+  for (const key of ['  ', 'other-secret\nvalue', 'k\u00e9y']) {
+    const { message } = refusal(key);
+    assert.doesNotMatch(message, /secret/);
+  }
+});
+
+test('a base URL that is none, or that holds a password, is refused', () => {
+  for (const baseURL of ['nonsense', 'http://u:PASSW@host/v1']) {
+    assert.throws(
+      () => new OMAi({ apiKey: KEY, baseURL }),
+      (error) => error instanceof OMAiError && !error.message.includes('PASSW'),
+    );
   }
 });
 

@@ -202,6 +202,24 @@ test('neither cookie nor login goes to another server', async () => {
   assert.equal(undefined, headers.authorization);
 });
 
+test('a login follows no redirect, which would take the password along', async () => {
+  const elsewhere = await stub();
+  const { baseURL } = await stub(() => ({
+    status: 307,
+    headers: { location: `${elsewhere.baseURL}/auth/login` },
+    body: {},
+  }));
+  await assert.rejects(chat(new OMAi({ ...ADA, baseURL, maxRetries: 0 })));
+  assert.equal(0, elsewhere.requests.length);
+});
+
+test('options that are undefined change nothing', async () => {
+  const { omai, paths } = await sessionServer();
+  const same = omai.withOptions({ apiKey: undefined, username: undefined, timeout: 1000 });
+  await chat(same);
+  assert.deepEqual(['auth/login', 'chat/completions'], paths());
+});
+
 test('a fetch of the user’s own is what logs in and calls', async () => {
   const { baseURL } = await sessionServer();
   const urls = [];

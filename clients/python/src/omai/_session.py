@@ -41,7 +41,8 @@ class _State:
     def settle(self, response: httpx2.Response) -> None:
         """Note the answer to a login."""
         self.attempts += 1
-        self.cookie = response.cookies.get(COOKIE) if response.is_success else None
+        values = [cookie.value for cookie in response.cookies.jar if cookie.name == COOKIE]
+        self.cookie = values[-1] if response.is_success and values else None
         self.outcome = None if response.is_success else response
         if response.is_success and self.cookie is None:
             self.outcome = CredentialsError(
@@ -84,6 +85,12 @@ def put_cookie(headers: MutableMapping[str, str], value: str | None) -> None:
         headers["Cookie"] = "; ".join(pairs)
     else:
         headers.pop("Cookie", None)
+
+
+def forget(cookies: httpx2.Cookies) -> None:
+    """Take the session out of an HTTP client's own jar, which would send it to other ports too."""
+    for cookie in [cookie for cookie in cookies.jar if cookie.name == COOKIE]:
+        cookies.jar.clear(cookie.domain, cookie.path, cookie.name)
 
 
 def is_same_origin(url: httpx2.URL, other: httpx2.URL) -> bool:

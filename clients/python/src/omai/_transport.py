@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from openai import AsyncOpenAI, AuthenticationError, OpenAI
 
 from omai._credentials import CredentialsError
-from omai._session import AsyncSession, Session, is_in_memory, is_same_origin, put_cookie
+from omai._session import AsyncSession, Session, forget, is_in_memory, is_same_origin, put_cookie
 
 if TYPE_CHECKING:
     import httpx2
@@ -93,7 +93,10 @@ class Transport(OpenAI):
         """Send a request for the sake of another, past openai's logging, retries and errors."""
         request = self._client.build_request(method, **_beside(self, cause, path), **body)
         put_cookie(request.headers, cookie)
-        return self._client.send(request, follow_redirects=False)
+        response = self._client.send(request, follow_redirects=False)
+        forget(self._client.cookies)
+        response.request = cause  # errors speak of the caller's request, and hold no password
+        return response
 
 
 class AsyncTransport(AsyncOpenAI):
@@ -171,7 +174,10 @@ class AsyncTransport(AsyncOpenAI):
         """Send a request for the sake of another, past openai's logging, retries and errors."""
         request = self._client.build_request(method, **_beside(self, cause, path), **body)
         put_cookie(request.headers, cookie)
-        return await self._client.send(request, follow_redirects=False)
+        response = await self._client.send(request, follow_redirects=False)
+        forget(self._client.cookies)
+        response.request = cause  # errors speak of the caller's request, and hold no password
+        return response
 
 
 def _logged_in(session: AnySession | None) -> AnySession:
