@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,14 @@ from starlette.types import ASGIApp
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import open_limiter
 from omai_ray.api.app import Services, create_app
-from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
+from omai_ray.api.backends import (
+    ChatBackend,
+    EmbeddingBackend,
+    ServedChat,
+    ServedEmbedding,
+    ServedModels,
+    ServedRerank,
+)
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
@@ -59,8 +67,15 @@ class Ingress:
             finally:
                 await registry.close()
 
+        # Here, not in the thread that reads files: Serve may bind a handle to the running loop.
+        backends = {
+            spec.name: (HandleChatBackend if spec.task == "chat" else HandleEmbeddingBackend)(
+                self._handles[spec.name]
+            )
+            for spec in settings.models
+        }
         services = Services(
-            models=await asyncio.to_thread(serve_models, settings, self._handles),
+            models=await asyncio.to_thread(serve_models, settings, backends),
             gate=Gate(
                 limiter,
                 settings.tiers,
@@ -79,45 +94,45 @@ class Ingress:
         return create_app(services)
 
 
-def serve_models(settings: Settings, handles: dict[str, DeploymentHandle[Any]]) -> ServedModels:
-    """Return the catalog's models with their tokenizers and handles. Blocking: reads files."""
+def serve_models(settings: Settings, backends: Mapping[str, Any]) -> ServedModels:
+    """Return the catalog's models with their tokenizers and backends. Blocking: reads files."""
     catalog = settings.catalog
     chats = {
-        spec.name: _serve_chat(spec, handles[spec.name])
+        spec.name: _serve_chat(spec, backends[spec.name])
         for spec in settings.models
         if spec.task == "chat"
     }
     for name, base in catalog.bases.items():
         chats[name] = replace(chats[base], spec=catalog.models[name], adapter=name)
     embeddings = {
-        spec.name: _serve_embedding(spec, handles[spec.name])
+        spec.name: _serve_embedding(spec, backends[spec.name])
         for spec in settings.models
         if spec.task == "embedding"
     }
     reranks = {
-        spec.name: _serve_rerank(spec, handles[spec.name])
+        spec.name: _serve_rerank(spec, backends[spec.name])
         for spec in settings.models
         if spec.task == "rerank"
     }
     return ServedModels(catalog, chats, embeddings, reranks)
 
 
-def _serve_chat(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedChat:
+def _serve_chat(spec: ModelSpec, backend: ChatBackend) -> ServedChat:
     directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = ChatTokenizer(directory, spec.context)
-    return ServedChat(spec, tokenizer, HandleChatBackend(handle), created)
+    return ServedChat(spec, tokenizer, backend, created)
 
 
-def _serve_embedding(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedEmbedding:
+def _serve_embedding(spec: ModelSpec, backend: EmbeddingBackend) -> ServedEmbedding:
     directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = EmbeddingTokenizer(directory, spec.context, spec.prompt)
-    return ServedEmbedding(spec, tokenizer, HandleEmbeddingBackend(handle), created)
+    return ServedEmbedding(spec, tokenizer, backend, created)
 
 
-def _serve_rerank(spec: ModelSpec, handle: DeploymentHandle[Any]) -> ServedRerank:
+def _serve_rerank(spec: ModelSpec, backend: EmbeddingBackend) -> ServedRerank:
     directory = locate(spec, weights=False)
     created = int((directory / "config.json").stat().st_mtime)
     tokenizer = PairTokenizer(directory, spec.context)
-    return ServedRerank(spec, tokenizer, HandleEmbeddingBackend(handle), created)
+    return ServedRerank(spec, tokenizer, backend, created)
