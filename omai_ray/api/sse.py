@@ -103,9 +103,11 @@ class EventStream(Response):
         finally:
             leaving.cancel()
             sending.cancel()
-            # A connection that takes nothing more is that of a client who has left.
-            await asyncio.gather(sending, return_exceptions=True)
+            (ended,) = await asyncio.gather(sending, return_exceptions=True)
             await _end(self._first, self._frames)
+        # A connection that takes nothing more is that of a client who has left.
+        if isinstance(ended, Exception) and not isinstance(ended, OSError):
+            raise ended
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from omai_ray.api.app import create_app
 from omai_ray.api.sse import COMMENT
@@ -169,5 +170,25 @@ async def test_a_client_that_takes_nothing_more_still_can_leave(api: Api) -> Non
     exchange.blocked = asyncio.Event()
     await exchange.until_sent(3)
     exchange.left.set()
+    await asyncio.wait_for(running, 20)
+    assert sleeper.closed.is_set()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+async def test_a_connection_that_fails_ends_the_generation(api: Api, taken: int) -> None:
+    """As leaving does, whichever message it was that could not be sent."""
+    sleeper = Sleeper()
+    sleeper.wakes.set()
+    exchange = await asking(api, sleeper, PATHS[0], 60)
+    send = exchange._send
+
+    async def failing(message: Message) -> None:
+        if len(exchange.sent) >= taken:
+            raise OSError("connection reset")
+        await send(message)
+
+    exchange._send = failing  # type: ignore[method-assign]
+    running = asyncio.create_task(exchange.run())
+    sleeper.goes_on.set()
     await asyncio.wait_for(running, 20)
     assert sleeper.closed.is_set()
