@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+from omai_ray.api.app import create_app
 from omai_ray.api.vectors import embeddings_json
 from tests.api.conftest import EMBEDDING, Api, Exchange
 from tests.api.shapes import check_error
@@ -180,3 +182,31 @@ async def test_vectors_are_written_exactly(count: int, width: int, as_base64: bo
             assert entry["embedding"] == base64.b64encode(vector.tobytes()).decode()
         else:
             assert np.array_equal(np.float32(entry["embedding"]), vector)
+
+
+@pytest.mark.parametrize(
+    ("cors", "trusted", "credentials"),
+    [
+        (("https://app.example",), (), False),
+        (("https://app.example",), ("https://app.example",), True),
+        (("https://app.example", "https://b.example"), ("https://app.example",), False),
+    ],
+)
+async def test_pages_use_sessions_where_they_are_trusted_with_them(
+    api: Api, cors: tuple[str, ...], trusted: tuple[str, ...], credentials: bool
+) -> None:
+    """Listed for both; others are refused in the envelope."""
+    ingress = api.services.ingress.model_copy(update={"cors_origins": cors})
+    sessions = api.services.sessions.model_copy(update={"origins": trusted})
+    app = create_app(replace(api.services, ingress=ingress, sessions=sessions))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.options("/v1/models", headers=PREFLIGHT)
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert credentials == ("access-control-allow-credentials" in response.headers)
+        evil = {**PREFLIGHT, "Origin": "https://evil.example"}
+        refused = await client.options("/v1/models", headers=evil)
+    assert refused.status_code == 403
+    assert "access-control-allow-origin" not in refused.headers
+    code = "permission_denied"
+    check_error(refused.json(), type="permission_denied", code=code, param=None)

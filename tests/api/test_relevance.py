@@ -205,3 +205,23 @@ async def test_a_pair_that_is_too_long_is_refused_with_its_number(
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert "pair 1" in response.json()["error"]["message"]
+
+
+async def test_a_query_is_counted_for_every_document_before_it_is_copied(
+    client: httpx.AsyncClient,
+) -> None:
+    """Few bytes could otherwise become gigabytes of tokens."""
+    body = {"model": "reranker", "query": "a " * 3000, "documents": ["a"] * 1000}
+    response = await client.post("/v1/rerank", json=body)
+    assert response.status_code == 400
+    assert "alone has" in response.json()["error"]["message"]
+    body = {"model": "reranker", "query": "fox " * 40, "documents": ["a"] * 2000}
+    assert (await client.post("/v1/rerank", json=body)).status_code in (200, 400)
+
+
+async def test_texts_of_both_lists_are_counted(api: Api) -> None:
+    """At most 2,048 in all."""
+    fields = {"text_1": ["a"] * 1500, "text_2": ["a"] * 1500}
+    response = await score(api, await api.headers(), **fields)
+    assert response.status_code == 400
+    assert "2048" in response.json()["error"]["message"]

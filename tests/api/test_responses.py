@@ -9,7 +9,10 @@ import httpx
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from omai_ray.errors import Overloaded
+from omai_ray.api.responses import as_chat
+from omai_ray.api.schemas.responses import ResponseRequest
+from omai_ray.api.validation import parse_body
+from omai_ray.errors import InvalidRequest, Overloaded
 from tests.api.conftest import CHAT, CONTEXT, Api
 from tests.api.shapes import check, check_error
 
@@ -344,3 +347,23 @@ async def test_what_cannot_be_served_is_refused_by_name(
     assert response.status_code == 400, response.text
     check_error(response.json(), type="invalid_request_error", code=code, param=param)
     assert words in response.json()["error"]["message"]
+
+
+async def test_many_calls_in_a_row_are_one_message() -> None:
+    """Converted in a time that grows with their number alone."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    said = {"role": "assistant", "content": "Wait."}
+    body = parse_body(
+        json.dumps({"model": "m", "input": [said, *[call] * 4000]}).encode(), ResponseRequest
+    )
+    (message,) = as_chat(body).messages
+    assert message.model_dump()["content"] == "Wait."
+    assert len(message.model_dump()["tool_calls"]) == 4000
+
+
+async def test_a_conversation_has_a_bounded_number_of_items() -> None:
+    """More are refused before they are looked at."""
+    items = [{"role": "user", "content": "a"}] * 5001
+    body = json.dumps({"model": CHAT, "input": items}).encode()
+    with pytest.raises(InvalidRequest, match="maximum length 5000"):
+        parse_body(body, ResponseRequest)

@@ -1,0 +1,136 @@
+"""The middleware in Serve's proxy, over applications that fail in the proxy's ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.edge import EdgeMiddleware
+from omai_ray.api.request_limits import RequestLimits
+
+
+async def answer(
+    app: ASGIApp, *headers: tuple[bytes, bytes], bodies: tuple[bytes, ...] = (b"",)
+) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of what the edge sends for a request."""
+    sent: list[Message] = []
+    left = list(bodies)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": list(headers)}
+    await EdgeMiddleware(app, RequestLimits(100))(scope, receive, send)
+    assert [message["type"] for message in sent].count("http.response.start") == 1
+    named = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+    return sent[0]["status"], named, b"".join(message.get("body", b"") for message in sent)
+
+
+def code_of(body: bytes) -> str:
+    """Return an envelope's code."""
+    error: dict[str, Any] = json.loads(body)["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return str(error["code"])
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "code"),
+    [
+        (404, 404, "unknown_url"),
+        (408, 503, "server_is_overloaded"),
+        (503, 503, "server_is_overloaded"),
+        (500, 500, "internal_error"),
+    ],
+)
+async def test_what_the_proxy_writes_as_text_is_put_into_the_envelope(
+    status: int, expected: int, code: str
+) -> None:
+    """With an id, and when to come back."""
+    app = PlainTextResponse("Serve's own words", status_code=status)
+    got, headers, body = await answer(app)
+    assert (expected, code) == (got, code_of(body))
+    assert headers["x-request-id"].startswith("req_")
+    assert ("retry-after" in headers) == (expected == 503)
+    assert b"own words" not in body
+
+
+async def test_an_exception_or_silence_of_the_proxys_is_a_500_with_the_id() -> None:
+    """Not a line of text by the server below."""
+
+    async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("canary-in-exception")
+
+    async def says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        return None
+
+    for app in (raises, says_nothing):
+        status, headers, body = await answer(app)
+        assert (500, "internal_error") == (status, code_of(body))
+        assert headers["x-request-id"].encode() in body
+        assert b"canary" not in body
+
+
+async def test_a_body_that_grows_too_long_is_answered_once() -> None:
+    """What the application says afterwards is dropped."""
+
+    async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await PlainTextResponse("late")(scope, receive, send)
+
+    status, headers, body = await answer(reads_all, bodies=(b"a" * 60, b"a" * 60, b""))
+    assert (413, "payload_too_large") == (status, code_of(body))
+    assert headers["connection"] == "close"
+
+
+async def test_a_length_beside_chunks_is_refused() -> None:
+    """What follows could be taken for another request."""
+    app = Response()
+    headers = ((b"content-length", b"3"), (b"transfer-encoding", b"chunked"))
+    status, _, body = await answer(app, *headers)
+    assert (400, "invalid_value") == (status, code_of(body))
+
+
+async def test_control_headers_do_not_reach_the_application() -> None:
+    """With either separator and any case; the id is one, and safe."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(scope["headers"])
+        await Response()(scope, receive, send)
+
+    given = [
+        (b"X-Request-Timeout-Seconds", b"1"),
+        (b"x_request_disconnect_disabled", b"?1"),
+        (b"serve_multiplexed_model_id", b"x"),
+        (b"x-session-id", b"y"),
+        (b"x-serve-router-y", b"z"),
+        (b"x-request-id", b"a b"),
+        (b"x-request-id", b"c"),
+        (b"accept", b"*/*"),
+    ]
+    _, headers, _ = await answer(app, *given)
+    assert [b"accept", b"x-request-id"] == [name for name, _ in seen]
+    assert headers["x-request-id"] == seen[1][1].decode()
+
+
+async def test_a_websocket_is_closed() -> None:
+    """There is none here."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    edge = EdgeMiddleware(Response(), RequestLimits(100))
+    await edge({"type": "websocket", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
