@@ -19,7 +19,13 @@ CUTS = ("bytes", *map(str, range(6)))
 HELLO = [{"role": "user", "content": "Hello"}]
 # Hot and seeded, so that characters of several bytes are among what the random model writes.
 WILD = {"model": CHAT, "stream": True, "temperature": 1.5}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Tōkyō", "São Paulo", "北京"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": CITY}}
 ASKED: dict[str, dict[str, Any]] = {
     "text": {
         "api": "chat",
