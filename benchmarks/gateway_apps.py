@@ -37,10 +37,6 @@ class StubChat:
         for left in range(stub.WORDS - 1, -1, -1):
             yield [ChatDelta(0, stub.WORD, tokens=1, finish=None if left else "stop")]
 
-    async def whole(self, job: ChatJob) -> list[ChatDelta]:
-        """Return as a chat replica does."""
-        return [ChatDelta(0, stub.ANSWER, tokens=9, finish="stop")]
-
     async def answer(self, messages: list[Any]) -> str:
         """Return a whole answer."""
         return stub.ANSWER
