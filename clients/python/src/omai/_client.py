@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 from openai import DEFAULT_MAX_RETRIES, AsyncOpenAI, OpenAI, not_given
 
-from omai._credentials import check_key, find_base_url, find_key, find_login
+from omai._credentials import Login, check_key, find_base_url, find_key, find_login
 from omai._endpoints import AsyncEndpoints, Endpoints
 from omai._session import AsyncSession, Session
 from omai._transport import AsyncTransport, Transport
@@ -41,6 +41,23 @@ class _Common:
     def _auth_headers(self, security: object) -> dict[str, str]:
         """Return the key's header, for every endpoint: a session has none."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    def _copied(self: Any, login: Login | None, api_key: Any, **options: Any) -> Any:
+        """Return a client with these options, and with this one's credentials where none is given.
+
+        It shares the session, if there is one, as long as both are of one server.
+        """
+        session = None if login or api_key else self._session
+        login = login or (session.login if session else None)
+        copied = self.__class__(
+            api_key=api_key or (None if login else self._api_key_provider or self.api_key),
+            username=login.username if login else None,
+            password=login.password if login else None,
+            **options,
+        )
+        if session is not None and copied.base_url == self.base_url:
+            copied._session = session
+        return copied
 
     def _validate_headers(self, headers: object, custom_headers: object) -> None:
         """Accept requests without Authorization, which is how those of sessions are sent."""
@@ -98,14 +115,9 @@ class OMAi(_Common, Endpoints, Transport):
         http_client: httpx2.Client | None = None,
     ) -> Self:
         """Return a client with other options. It shares connections, and the session if any."""
-        login = find_login(username, password, api_key)
-        session = None if login or api_key else self._session
-        login = login or (session.login if session else None)
-        inherited = None if login else self._api_key_provider or self.api_key
-        copied = self.__class__(
-            api_key=api_key or inherited,
-            username=login.username if login else None,
-            password=login.password if login else None,
+        copied: Self = self._copied(
+            find_login(username, password, api_key),
+            api_key,
             base_url=base_url or self.base_url,
             timeout=self.timeout if isinstance(timeout, openai.NotGiven) else timeout,
             max_retries=self.max_retries
@@ -115,8 +127,6 @@ class OMAi(_Common, Endpoints, Transport):
             default_query=_merged(self._custom_query, default_query, set_default_query),
             http_client=http_client or self._client,
         )
-        if session is not None and copied.base_url == self.base_url:
-            copied._session = session
         return copied
 
     with_options = copy  # type: ignore[assignment]
@@ -189,14 +199,9 @@ class AsyncOMAi(_Common, AsyncEndpoints, AsyncTransport):
         http_client: httpx2.AsyncClient | None = None,
     ) -> Self:
         """Return a client with other options. It shares connections, and the session if any."""
-        login = find_login(username, password, api_key)
-        session = None if login or api_key else self._session
-        login = login or (session.login if session else None)
-        inherited = None if login else self._api_key_provider or self.api_key
-        copied = self.__class__(
-            api_key=api_key or inherited,
-            username=login.username if login else None,
-            password=login.password if login else None,
+        copied: Self = self._copied(
+            find_login(username, password, api_key),
+            api_key,
             base_url=base_url or self.base_url,
             timeout=self.timeout if isinstance(timeout, openai.NotGiven) else timeout,
             max_retries=self.max_retries
@@ -206,8 +211,6 @@ class AsyncOMAi(_Common, AsyncEndpoints, AsyncTransport):
             default_query=_merged(self._custom_query, default_query, set_default_query),
             http_client=http_client or self._client,
         )
-        if session is not None and copied.base_url == self.base_url:
-            copied._session = session
         return copied
 
     with_options = copy  # type: ignore[assignment]
