@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
 from omai_ray.api.context import API_VERSION, safe_request_id
-from omai_ray.api.failures import render_error
+from omai_ray.api.failures import render_error, unknown_url
 from omai_ray.api.request_limits import RequestLimits
-from omai_ray.errors import NotFound, OMAiError, Overloaded, ServerError
+from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.settings import edge_settings
 
 _log = logging.getLogger(__name__)
@@ -144,8 +144,7 @@ class _Exchange:
 
     def _of_proxy(self, status: int, headers: MutableHeaders) -> OMAiError:
         if status == 404:
-            path = self._scope["path"][:200]
-            return NotFound(f"Invalid URL ({self._scope['method']} {path})", code="unknown_url")
+            return unknown_url(self._scope)
         if status == 408:
             return Overloaded("The server did not answer in time. Please try again later.")
         if status in (429, 503):

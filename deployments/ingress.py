@@ -15,15 +15,8 @@ from starlette.types import ASGIApp
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import open_limiter
 from omai_ray.api.app import Services, create_app
-from omai_ray.api.backends import (
-    ChatBackend,
-    EmbeddingBackend,
-    ServedChat,
-    ServedEmbedding,
-    ServedModels,
-    ServedRerank,
-)
-from omai_ray.catalog import ModelSpec, locate
+from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
+from omai_ray.catalog import locate
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.registry import Registry
@@ -97,42 +90,20 @@ class Ingress:
 def serve_models(settings: Settings, backends: Mapping[str, Any]) -> ServedModels:
     """Return the catalog's models with their tokenizers and backends. Blocking: reads files."""
     catalog = settings.catalog
-    chats = {
-        spec.name: _serve_chat(spec, backends[spec.name])
-        for spec in settings.models
-        if spec.task == "chat"
-    }
+    chats: dict[str, ServedChat] = {}
+    embeddings: dict[str, ServedEmbedding] = {}
+    reranks: dict[str, ServedRerank] = {}
+    for spec in settings.models:
+        name, backend = spec.name, backends[spec.name]
+        files = locate(spec, weights=False)
+        created = int((files / "config.json").stat().st_mtime)
+        if spec.task == "chat":
+            chats[name] = ServedChat(spec, ChatTokenizer(files, spec.context), backend, created)
+        elif spec.task == "rerank":
+            reranks[name] = ServedRerank(spec, PairTokenizer(files, spec.context), backend, created)
+        else:
+            tokenizer = EmbeddingTokenizer(files, spec.context, spec.prompt)
+            embeddings[name] = ServedEmbedding(spec, tokenizer, backend, created)
     for name, base in catalog.bases.items():
         chats[name] = replace(chats[base], spec=catalog.models[name], adapter=name)
-    embeddings = {
-        spec.name: _serve_embedding(spec, backends[spec.name])
-        for spec in settings.models
-        if spec.task == "embedding"
-    }
-    reranks = {
-        spec.name: _serve_rerank(spec, backends[spec.name])
-        for spec in settings.models
-        if spec.task == "rerank"
-    }
     return ServedModels(catalog, chats, embeddings, reranks)
-
-
-def _serve_chat(spec: ModelSpec, backend: ChatBackend) -> ServedChat:
-    directory = locate(spec, weights=False)
-    created = int((directory / "config.json").stat().st_mtime)
-    tokenizer = ChatTokenizer(directory, spec.context)
-    return ServedChat(spec, tokenizer, backend, created)
-
-
-def _serve_embedding(spec: ModelSpec, backend: EmbeddingBackend) -> ServedEmbedding:
-    directory = locate(spec, weights=False)
-    created = int((directory / "config.json").stat().st_mtime)
-    tokenizer = EmbeddingTokenizer(directory, spec.context, spec.prompt)
-    return ServedEmbedding(spec, tokenizer, backend, created)
-
-
-def _serve_rerank(spec: ModelSpec, backend: EmbeddingBackend) -> ServedRerank:
-    directory = locate(spec, weights=False)
-    created = int((directory / "config.json").stat().st_mtime)
-    tokenizer = PairTokenizer(directory, spec.context)
-    return ServedRerank(spec, tokenizer, backend, created)

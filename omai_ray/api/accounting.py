@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter, time
+from typing import TypeVar
 
 from starlette.requests import Request
 
+from omai_ray.api.backends import ServedModel
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, RequestContext, context_of
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
@@ -15,11 +19,19 @@ from omai_ray.identity.principal import Principal
 from omai_ray.ledger.ledger import UsageLedger, UsageRecord
 from omai_ray.quota.gate import Gate, Permit
 
+Model = TypeVar("Model", bound=ServedModel)
+
 
 def principal_of(request: Request) -> Principal:
     """Return who is calling, as the identity middleware found."""
     principal: Principal = request.scope["state"]["principal"]
     return principal
+
+
+def permitted(request: Request, name: str, served: Model) -> Model:
+    """Return the model that a request calls `name`. Raises PermissionDenied where it may not."""
+    principal_of(request).require_model(name, served.spec.name)
+    return served
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,19 @@ class Meter:
     def total_tokens(self) -> int:
         """Tokens read and written so far."""
         return self.prompt_tokens + self.completion_tokens
+
+    @asynccontextmanager
+    async def closing(self) -> AsyncIterator[None]:
+        """Close, at the end of what runs within, with the status that it ended with."""
+        status = CLIENT_CLOSED_REQUEST
+        try:
+            yield
+            status = 200
+        except Exception as error:
+            status = status_of(error)
+            raise
+        finally:
+            await self.close(status)
 
     async def close(self, status: int) -> None:
         """Settle and record; return once the record is durable.

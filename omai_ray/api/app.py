@@ -36,7 +36,7 @@ from omai_ray.api.chat import ChatEndpoint
 from omai_ray.api.completions import CompletionsEndpoint
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
 from omai_ray.api.embeddings import EmbeddingsEndpoint
-from omai_ray.api.failures import FailureMiddleware, internal_error, render_error
+from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
 from omai_ray.api.generation import TextService
 from omai_ray.api.health import HealthRoutes
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
@@ -69,7 +69,7 @@ from omai_ray.api.schemas.tokens import (
     TokenizeResponse,
 )
 from omai_ray.api.tokens import TokenRoutes
-from omai_ray.errors import InvalidRequest, MethodNotAllowed, NotFound, OMAiError, PermissionDenied
+from omai_ray.errors import InvalidRequest, MethodNotAllowed, OMAiError, PermissionDenied
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.middleware import IdentityMiddleware
@@ -313,13 +313,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _of_http(app: FastAPI, request: Request, error: HTTPException) -> OMAiError:
     """Return our error for one that routing raised."""
-    path, method = request.scope["path"][:200], request.method
     if error.status_code == 405:
+        path, method = request.scope["path"][:200], request.method
         return MethodNotAllowed(
             f"Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different HTTP "
             "method?)",
             headers={"Allow": ", ".join(allowed_methods(app.routes, request.scope))},
         )
     if error.status_code == 404:
-        return NotFound(f"Invalid URL ({method} {path})", code="unknown_url")
+        return unknown_url(request.scope)
     return InvalidRequest("The request could not be read.")

@@ -90,10 +90,6 @@ class ServedModels:
         """Return the embedding model that `name`, or its alias, means."""
         return self.embeddings[self.catalog.resolve(name, "embedding").name]
 
-    def rerank(self, name: str) -> ServedRerank:
-        """Return the reranker that `name`, or its alias, means."""
-        return self.reranks[self.catalog.resolve(name, "rerank").name]
-
     def any(self, name: str) -> ServedModel:
         """Return the model that `name`, or its alias, means, whatever it does."""
         spec = self.catalog.resolve(name)

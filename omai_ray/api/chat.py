@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +9,25 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import permitted, principal_of
 from omai_ray.api.answer_form import answer_grammar
 from omai_ray.api.backends import ServedChat, ServedModels
 from omai_ray.api.context import context_of
-from omai_ray.api.generation import TextService, TokenUsage, completion_limit, sampling_params
+from omai_ray.api.generation import (
+    ChunkedForm,
+    TextService,
+    TokenUsage,
+    completion_limit,
+    sampling_params,
+    written,
+)
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.schemas.chat import ChatMessage, ChatRequest, Tool
-from omai_ray.api.sse import DONE, frame
 from omai_ray.api.validation import read_body
 from omai_ray.engines.chat.text import ChatDelta, ChatJob, TextLogprob
-from omai_ray.errors import OMAiError
 from omai_ray.text.tools import ToolCall
+
+_CHUNK = "chat.completion.chunk"
 
 
 class ChatEndpoint:
@@ -34,8 +40,7 @@ class ChatEndpoint:
     async def create(self, request: Request) -> Response:
         """Answer one request, whole or as a stream."""
         body = await read_body(request, ChatRequest)
-        served = self._models.chat(body.model)
-        principal_of(request).require_model(body.model, served.spec.name)
+        served = permitted(request, body.model, self._models.chat(body.model))
         job = await chat_job(request, served, body)
         return await self._service.answer(
             request,
@@ -85,19 +90,12 @@ def plain_messages(
     return plain, [tool.model_dump(exclude_none=True) for tool in tools]
 
 
-class ChatForm:
+class ChatForm(ChunkedForm):
     """Writes chat completions, and their chunks."""
 
     def __init__(self, model: str, job: ChatJob, *, include_usage: bool = False) -> None:
-        self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._chunk_head: dict[str, Any] = {**self._head, "object": "chat.completion.chunk"}
-        if include_usage:
-            self._chunk_head["usage"] = None
-        self._include_usage = include_usage
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": _CHUNK, "model": model}
+        super().__init__(head, include_usage=include_usage)
         self._logprobs = job.sampling.logprobs is not None
         self._calls = [0] * job.n
         self._begun = [False] * job.n
@@ -113,28 +111,18 @@ class ChatForm:
 
     def frames(self, deltas: list[ChatDelta]) -> bytes:
         """Return chunks: of each choice the role first, the finish reason last."""
-        written = []
+        found = []
         for delta in deltas:
             if not self._begun[delta.index]:
                 self._begun[delta.index] = True
-                written.append(self._chunk(delta.index, {"role": "assistant", "content": ""}))
+                found.append(self._gain(delta.index, {"role": "assistant", "content": ""}))
             if delta.text or (self._logprobs and delta.logprobs):
                 logprobs = _logprobs(delta.logprobs) if self._logprobs else None
-                written.append(self._chunk(delta.index, {"content": delta.text}, logprobs))
-            written += [self._call(delta.index, call) for call in delta.tool_calls]
+                found.append(self._gain(delta.index, {"content": delta.text}, logprobs))
+            found += [self._call(delta.index, call) for call in delta.tool_calls]
             if delta.finish is not None:
-                written.append(self._chunk(delta.index, {}, finish_reason=delta.finish))
-        return b"".join(written)
-
-    def end(self, usage: TokenUsage) -> bytes:
-        """Return the usage, where it is wanted, and [DONE]."""
-        if not self._include_usage:
-            return DONE
-        return frame({**self._chunk_head, "choices": [], "usage": usage.on_the_wire()}) + DONE
-
-    def failure(self, error: OMAiError) -> bytes:
-        """Return the error's envelope."""
-        return frame(error.envelope())
+                found.append(self._gain(delta.index, {}, finish_reason=delta.finish))
+        return b"".join(found)
 
     def _choice(self, choice: ChatDelta) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
@@ -151,9 +139,9 @@ class ChatForm:
     def _call(self, index: int, call: ToolCall) -> bytes:
         position = self._calls[index]
         self._calls[index] += 1
-        return self._chunk(index, {"tool_calls": [{"index": position, **_tool_call(call)}]})
+        return self._gain(index, {"tool_calls": [{"index": position, **_tool_call(call)}]})
 
-    def _chunk(
+    def _gain(
         self,
         index: int,
         delta: dict[str, Any],
@@ -166,7 +154,7 @@ class ChatForm:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return frame({**self._chunk_head, "choices": [choice]})
+        return self._chunk(choice)
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
@@ -188,4 +176,4 @@ def token_logprob(token: TextLogprob) -> dict[str, Any]:
 
 
 def _logprob(text: str, value: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
+    return {"token": text, "logprob": written(value), "bytes": list(text.encode())}

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import permitted, principal_of
 from omai_ray.api.backends import ServedChat, ServedModels
 from omai_ray.api.context import context_of
-from omai_ray.api.generation import TextService, TokenUsage, completion_limit, sampling_params
+from omai_ray.api.generation import (
+    ChunkedForm,
+    TextService,
+    TokenUsage,
+    completion_limit,
+    sampling_params,
+    written,
+)
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.schemas.completions import CompletionRequest
-from omai_ray.api.sse import DONE, frame
 from omai_ray.api.validation import read_body
 from omai_ray.engines.chat.text import ChatDelta, ChatJob, TextLogprob
-from omai_ray.errors import InvalidRequest, OMAiError
+from omai_ray.errors import InvalidRequest
 
 _DEFAULT_TOKENS = 16  # OpenAI's
 
@@ -33,8 +38,7 @@ class CompletionsEndpoint:
     async def create(self, request: Request) -> Response:
         """Answer one request, whole or as a stream."""
         body = await read_body(request, CompletionRequest)
-        served = self._models.chat(body.model)
-        principal_of(request).require_model(body.model, served.spec.name)
+        served = permitted(request, body.model, self._models.chat(body.model))
         prompts = await _tokenize(served, body)
         jobs = [_job(request, served, body, *numbered) for numbered in enumerate(prompts)]
         form = CompletionForm(served, body, prompts)
@@ -88,20 +92,18 @@ def _job(
     )
 
 
-class CompletionForm:
+class CompletionForm(ChunkedForm):
     """Writes text completions, and their chunks."""
 
     def __init__(
         self, served: ServedChat, body: CompletionRequest, prompts: list[list[int]]
     ) -> None:
-        self._head = {
+        head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
-            "created": int(time.time()),
             "model": served.spec.name,
         }
-        self._include_usage = body.include_usage
-        self._chunk_head = {**self._head, "usage": None} if self._include_usage else self._head
+        super().__init__(head, include_usage=body.include_usage)
         self._n = body.n or 1
         self._candidates = body.candidates
         self._logprobs = body.logprobs is not None
@@ -121,26 +123,16 @@ class CompletionForm:
             if self._candidates > self._n:
                 candidates = sorted(candidates, key=_likelihood, reverse=True)[: self._n]
             kept += candidates
-        written = [self._choice(delta, index) for index, delta in enumerate(kept)]
-        return {**self._head, "choices": written, "usage": usage.on_the_wire()}
+        best = [self._choice(delta, index) for index, delta in enumerate(kept)]
+        return {**self._head, "choices": best, "usage": usage.on_the_wire()}
 
     def frames(self, deltas: list[ChatDelta]) -> bytes:
         """Return a chunk for each choice that gained something."""
         return b"".join(
-            frame({**self._chunk_head, "choices": [self._choice(delta, delta.index)]})
+            self._chunk(self._choice(delta, delta.index))
             for delta in deltas
             if delta.text or delta.logprobs or delta.finish
         )
-
-    def end(self, usage: TokenUsage) -> bytes:
-        """Return the usage, where it is wanted, and [DONE]."""
-        if not self._include_usage:
-            return DONE
-        return frame({**self._chunk_head, "choices": [], "usage": usage.on_the_wire()}) + DONE
-
-    def failure(self, error: OMAiError) -> bytes:
-        """Return the error's envelope."""
-        return frame(error.envelope())
 
     def _choice(self, delta: ChatDelta, index: int) -> dict[str, Any]:
         echo = ""
@@ -161,7 +153,7 @@ class CompletionForm:
             self._offsets[index] += len(token.token)
         return {
             "tokens": [token.token for token in tokens],
-            "token_logprobs": [max(token.logprob, -9999.0) for token in tokens],
+            "token_logprobs": [written(token.logprob) for token in tokens],
             "top_logprobs": [_likeliest(token) for token in tokens],
             "text_offset": offsets,
         }
@@ -174,7 +166,7 @@ def _likeliest(token: TextLogprob) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for text, value in (*token.top, (token.token, token.logprob)):
-        found.setdefault(text, max(value, -9999.0))
+        found.setdefault(text, written(value))
     return found
 
 

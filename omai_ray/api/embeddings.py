@@ -9,9 +9,8 @@ import numpy.typing as npt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, Meter, principal_of, status_of
+from omai_ray.api.accounting import Accountant, Meter, permitted, principal_of
 from omai_ray.api.backends import EmbeddingBackend, ServedEmbedding, ServedModels
-from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import large_json
 from omai_ray.api.schemas.embeddings import MAX_REQUEST_TOKENS, EmbeddingRequest
@@ -34,8 +33,7 @@ class EmbeddingsEndpoint:
     async def create(self, request: Request) -> Response:
         """Answer one request."""
         body = await read_body(request, EmbeddingRequest)
-        served = self._models.embedding(body.model)
-        principal_of(request).require_model(body.model, served.spec.name)
+        served = permitted(request, body.model, self._models.embedding(body.model))
         if body.dimensions is not None and not served.spec.dimensions:
             raise InvalidRequest(
                 "This model does not support specifying dimensions.", param="dimensions"
@@ -135,18 +133,11 @@ async def _embed(
     meter: Meter,
     account: str,
 ) -> Vectors:
-    status = CLIENT_CLOSED_REQUEST
-    try:
+    async with meter.closing():
         vectors = await backend.embed(inputs, account)
         if dimensions is not None:
             vectors = _shorten(vectors, dimensions)
         meter.prompt_tokens = sum(map(len, inputs))
-        status = 200
-    except Exception as error:
-        status = status_of(error)
-        raise
-    finally:
-        await meter.close(status)
     return vectors
 
 

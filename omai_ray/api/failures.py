@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omai_ray.errors import OMAiError, ServerError
+from omai_ray.errors import NotFound, OMAiError, ServerError
 from omai_ray.telemetry.logs import request_id_var
 
 _log = logging.getLogger("omai_ray.api")
@@ -58,6 +58,11 @@ def render_error(error: OMAiError) -> Response:
         headers=error.headers,
         media_type="application/json",
     )
+
+
+def unknown_url(scope: Scope) -> NotFound:
+    """Return what a path that leads nowhere is answered with."""
+    return NotFound(f"Invalid URL ({scope['method']} {scope['path'][:200]})", code="unknown_url")
 
 
 def internal_error() -> ServerError:

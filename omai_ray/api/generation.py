@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, Meter, status_of
+from omai_ray.api.accounting import Accountant, Meter
 from omai_ray.api.backends import ChatBackend, ServedChat
-from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.api.failures import internal_error
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.sampling import SamplingFields
-from omai_ray.api.sse import stream_events, while_connected
+from omai_ray.api.sse import DONE, frame, stream_events, while_connected
 from omai_ray.engines.chat.protocol import SamplingParams
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import ContextTooLong, InvalidRequest, OMAiError
@@ -64,6 +65,36 @@ class Form(Protocol):
 
     def failure(self, error: OMAiError) -> bytes:
         """Return a stream's last events where it fails."""
+
+
+class ChunkedForm:
+    """What chat and text completions have in common: one head, chunks, [DONE].
+
+    head: what the response and all its chunks begin with.
+    """
+
+    def __init__(self, head: dict[str, Any], *, include_usage: bool) -> None:
+        self._head = {**head, "created": int(time.time())}
+        self._include_usage = include_usage
+        self._chunk_head = {**self._head, "usage": None} if include_usage else self._head
+
+    def end(self, usage: TokenUsage) -> bytes:
+        """Return the usage, where it is wanted, and [DONE]."""
+        if not self._include_usage:
+            return DONE
+        return frame({**self._chunk_head, "choices": [], "usage": usage.on_the_wire()}) + DONE
+
+    def failure(self, error: OMAiError) -> bytes:
+        """Return the error's envelope."""
+        return frame(error.envelope())
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return frame({**self._chunk_head, "choices": [choice]})
+
+
+def written(logprob: float) -> float:
+    """Return a log-probability as JSON can have it: of what cannot come, OpenAI's -9999."""
+    return max(logprob, -9999.0)
 
 
 @dataclass(frozen=True)
@@ -118,17 +149,10 @@ class Answering:
     async def whole(self) -> Response:
         """Return the complete response; the usage is recorded when it does."""
         choices = [ChatDelta(index) for index in range(len(self._jobs) * self._jobs[0].n)]
-        status = CLIENT_CLOSED_REQUEST
-        try:
+        async with self._closing():
             async for deltas in self._counted():
                 for delta in deltas:
                     choices[delta.index].absorb(delta)
-            status = 200
-        except Exception as error:
-            status = status_of(error)
-            raise
-        finally:
-            await self._close(status)
         usage = self._usage()
         alternatives = self._jobs[0].sampling.logprobs
         weight = usage.completion * (
@@ -138,18 +162,11 @@ class Answering:
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the response's events; the usage is recorded before the last one, or an error."""
-        status = CLIENT_CLOSED_REQUEST
-        try:
+        async with self._closing():
             async for deltas in self._counted():
                 if frames := self._form.frames(deltas):
                     yield frames
-            await self._close(200)
-            yield self._form.end(self._usage())
-        except Exception as error:
-            status = status_of(error)
-            raise
-        finally:
-            await self._close(status)
+        yield self._form.end(self._usage())
 
     def failure(self, error: Exception) -> bytes:
         """Return the events that tell of a failure in mid-stream; the log gets the cause."""
@@ -174,11 +191,10 @@ class Answering:
                 meter.finish_reason = delta.finish or meter.finish_reason
             yield deltas
 
-    async def _close(self, status: int) -> None:
-        try:
-            await self._deltas.aclose()  # type: ignore[attr-defined]
-        finally:
-            await self._meter.close(status)
+    @asynccontextmanager
+    async def _closing(self) -> AsyncIterator[None]:
+        async with self._meter.closing(), aclosing(self._deltas):  # type: ignore[type-var]
+            yield
 
     def _usage(self) -> TokenUsage:
         meter = self._meter

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import permitted, principal_of
 from omai_ray.api.backends import ServedModel, ServedModels
 from omai_ray.api.render import JsonBytes
 
@@ -31,9 +31,7 @@ class ModelRoutes:
     async def retrieve(self, request: Request) -> Response:
         """Answer GET /v1/models/{model}. Raises ModelNotFound, PermissionDenied."""
         name = request.path_params["model"]
-        model = self._models.any(name)
-        principal_of(request).require_model(name, model.spec.name)
-        return JsonBytes(_card(name, model))
+        return JsonBytes(_card(name, permitted(request, name, self._models.any(name))))
 
 
 def _card(name: str, served: ServedModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, principal_of
+from omai_ray.api.accounting import Accountant, permitted
 from omai_ray.api.backends import ServedEmbedding, ServedModels, ServedRerank
 from omai_ray.api.embeddings import Vectors, check_tokens, embed_admitted, too_many_tokens
 from omai_ray.api.offload import inline_or_thread
@@ -77,8 +77,7 @@ class RelevanceRoutes:
         return JsonBytes({**head, **_answer(served, tokens), "data": data})
 
     def _served(self, request: Request, name: str) -> Served:
-        served = self._models.any(name)
-        principal_of(request).require_model(name, served.spec.name)
+        served = permitted(request, name, self._models.any(name))
         if not isinstance(served, ServedEmbedding | ServedRerank):
             raise ModelNotFound(
                 f"The model '{name}' does {served.spec.task}, not rerank or embedding: use another "

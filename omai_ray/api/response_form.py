@@ -175,7 +175,7 @@ class ResponseForm:
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": _text_settings(body),
             "tool_choice": _given(body.tool_choice, "auto"),
-            "tools": [_tool(tool) for tool in body.tools or []],
+            "tools": [tool.model_dump() for tool in body.tools or []],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -233,11 +233,6 @@ def _given(value: Any, default: str) -> Any:
     if value is None:
         return default
     return value if isinstance(value, str) else value.model_dump()
-
-
-def _tool(tool: Any) -> dict[str, Any]:
-    dumped: dict[str, Any] = tool.model_dump()
-    return dumped
 
 
 def _text_settings(body: ResponseRequest) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import permitted
 from omai_ray.api.backends import ServedModels
 from omai_ray.api.chat import chat_job
 from omai_ray.api.generation import TextService
@@ -43,8 +43,7 @@ class ResponsesEndpoint:
     async def create(self, request: Request) -> Response:
         """Answer one request, whole or as a stream."""
         body = await read_body(request, ResponseRequest)
-        served = self._models.chat(body.model)
-        principal_of(request).require_model(body.model, served.spec.name)
+        served = permitted(request, body.model, self._models.chat(body.model))
         with _in_terms_of_responses():
             job = await chat_job(request, served, as_chat(body))
             if job.grammar is not None:

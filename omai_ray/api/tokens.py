@@ -9,10 +9,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from omai_ray.api.accounting import Accountant, principal_of, status_of
+from omai_ray.api.accounting import Accountant, permitted
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModel, ServedModels
 from omai_ray.api.chat import plain_messages
-from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.tokens import DetokenizeRequest, TokenizeRequest
@@ -40,21 +39,12 @@ class TokenRoutes:
     async def _answer(
         self, request: Request, name: str, work: Callable[[ServedModel], dict[str, Any]]
     ) -> Response:
-        served = self._models.any(name)
-        principal_of(request).require_model(name, served.spec.name)
+        served = permitted(request, name, self._models.any(name))
         meter = await self._accountant.admit(request, served.spec, reserved_tokens=0)
-        status = CLIENT_CLOSED_REQUEST
-        try:
-            answer = await inline_or_thread(
+        async with meter.closing():
+            return await inline_or_thread(
                 len(await request.body()), lambda: JsonBytes(work(served))
             )
-            status = 200
-        except Exception as error:
-            status = status_of(error)
-            raise
-        finally:
-            await meter.close(status)
-        return answer
 
 
 def _tokenize(body: TokenizeRequest, served: ServedModel) -> dict[str, Any]:

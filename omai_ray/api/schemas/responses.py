@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, Tag, model_validator
 
-from omai_ray.api.schemas.chat import FunctionDefinition, JsonFormat, TextFormat
+from omai_ray.api.schemas.chat import FunctionDefinition, JsonFormat, JsonSchema, TextFormat
 from omai_ray.api.schemas.common import (
     MAX_ITEMS,
     MAX_PARTS,
@@ -51,6 +51,10 @@ _Part = Annotated[
 _Parts = Annotated[list[_Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
+def _joined(content: str | _Parts) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
 class MessageItem(RequestBody):
     """A message of the conversation, an earlier answer as it came among them."""
 
@@ -64,9 +68,7 @@ class MessageItem(RequestBody):
     @property
     def text(self) -> str:
         """The message's text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
+        return _joined(self.content)
 
 
 class FunctionCallItem(RequestBody):
@@ -97,9 +99,7 @@ class FunctionOutputItem(RequestBody):
     @property
     def text(self) -> str:
         """The output as text."""
-        if isinstance(self.output, str):
-            return self.output
-        return "\n".join(part.text for part in self.output)
+        return _joined(self.output)
 
 
 def _kind_of_item(value: Any) -> Any:
@@ -144,14 +144,11 @@ class AllowedFunctions(RequestBody):
     tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=128, fail_fast=True)]
 
 
-class ResponseSchemaFormat(RequestBody):
-    """JSON that a schema describes. It is always followed, `strict` or not."""
+class ResponseSchemaFormat(JsonSchema):
+    """JSON that a schema describes, which has to be there."""
 
     type: Literal["json_schema"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: str | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None
 
 
 class TextSettings(RequestBody):
