@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
+import secrets
 import time
 from typing import Any
 
+import orjson
 import ray
 from ray.experimental import internal_kv
 
@@ -26,9 +29,12 @@ from omai_ray.settings import LimiterSettings
 
 NAMESPACE = "omai"
 _SNAPSHOT_SHARE = 0.05
+_SECRET_S = 5.0
+_LONGEST_LINE = 2**22
 
 _Reservation = tuple[str, tuple[tuple[Any, ...], ...], int]
 _Decision = tuple[Any, ...]
+_Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +48,8 @@ class LimiterActor:
     """Keeps a shard's buckets. Ray starts it again where it dies; it goes on from its snapshot.
 
     Snapshots lie in the cluster's own key-value store, so that they outlive the node. They are
-    taken every snapshot_s, or less often where they would take more than a twentieth of the time.
+    taken every snapshot_s, or less often where calls would wait for more than a twentieth of the
+    time; writing one down holds up no call.
     """
 
     def __init__(self, name: str, snapshot_s: float) -> None:
@@ -57,6 +64,31 @@ class LimiterActor:
                 _log.warning("the limiter begins with full buckets: %s", error)
         self._calls = 0
         self._snapshots: asyncio.Task[None] | None = None
+        self._server: asyncio.Server | None = None
+        self._secret = secrets.token_bytes(32)
+
+    async def endpoint(self) -> tuple[str, int, bytes]:
+        """Return the host and port where lines are answered, and the secret that begins one."""
+        if self._server is None:
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            self._server = await asyncio.start_server(self._answer, host, 0, limit=_LONGEST_LINE)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port, self._secret
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a line's calls until it is closed; one that does not begin well gets no answer."""
+        try:
+            async with asyncio.timeout(_SECRET_S):
+                given = await reader.readexactly(len(self._secret))
+            while hmac.compare_digest(given, self._secret):
+                _write(writer, await self.call(*await _read(reader)))
+                await writer.drain()
+        except (OSError, EOFError):  # a replica that has gone; TimeoutError is an OSError
+            pass
+        except ValueError as error:
+            _log.warning("a replica's call was not understood: %r", error)
+        finally:
+            writer.close()
 
     async def call(
         self,
@@ -83,24 +115,36 @@ class LimiterActor:
             if self._calls == seen:
                 continue
             seen = self._calls
-            begun_s = time.perf_counter()
             try:
+                begun_s = time.perf_counter()
                 snapshot = self._buckets.snapshot()
+                pause_s = (time.perf_counter() - begun_s) / _SNAPSHOT_SHARE
                 await asyncio.to_thread(_put, self._key, snapshot)
             except Exception as error:
                 _log.warning("the limiter's snapshot was not written: %r", error)
-            pause_s = (time.perf_counter() - begun_s) / _SNAPSHOT_SHARE
 
 
 def _put(key: bytes, value: bytes) -> None:
     internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE.encode())
 
 
+def _write(writer: asyncio.StreamWriter, message: Any) -> None:
+    writer.write(orjson.dumps(message) + b"\n")
+
+
+async def _read(reader: asyncio.StreamReader) -> Any:
+    """Return the next message. Raises OSError, EOFError; ValueError for one that is none."""
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return orjson.loads(line)
+
+
 class ActorAuthority:
     """Keeps the Authority protocol over an actor of the cluster, started if it is not there.
 
-    Between them everything is tuples of numbers and strings: they cross processes thirty times as
-    fast as the dataclasses, which would take half of the time of a decision.
+    Ray only says where it is: calls go over a connection of their own, as arrays of numbers and
+    strings, in a tenth of the time, and of the CPU time, that a call of Ray's takes.
     """
 
     def __init__(self, shard: int, snapshot_s: float) -> None:
@@ -118,18 +162,36 @@ class ActorAuthority:
             )
             .remote(name, snapshot_s)
         )
+        self._line: _Line | None = None
 
     async def call(self, batch: Batch) -> list[Decision]:
-        """Ask the actor. Raises RayError where it is away."""
-        decided: list[_Decision] = await self._actor.call.remote(
+        """Ask the actor. Raises RayError, OSError or EOFError where it is away."""
+        asked = (
             [_packed(reservation) for reservation in batch.charges],
             [(reservation.reservation_id, used) for reservation, used in batch.settlements],
             [_packed(reservation) for reservation in batch.reservations],
         )
+        line, self._line = self._line, None  # nobody may read the answer of a call that is given up
+        reader, writer = line or await self._connect()
+        try:
+            _write(writer, asked)
+            decided: list[_Decision] = await _read(reader)
+        except BaseException:
+            writer.close()
+            raise
+        self._line = reader, writer
         return [_unpacked_decision(decision) for decision in decided]
+
+    async def _connect(self) -> _Line:
+        host, port, secret = await self._actor.endpoint.remote()
+        reader, writer = await asyncio.open_connection(host, port, limit=_LONGEST_LINE)
+        writer.write(secret)
+        return reader, writer
 
     async def close(self) -> None:
         """Leave the actor as it is: other replicas use it."""
+        if self._line is not None:
+            self._line[1].close()
 
 
 def _packed(reservation: Reservation) -> _Reservation:
