@@ -1,9 +1,9 @@
 """One way of generating, in a process of its own: run by chat.py, never by hand.
 
-`chat_runner.py NAME MODEL NEW_TOKENS` loads MODEL, generates once to warm up and prints `ready`.
-Then each line with a number on stdin continues so many prompts at once, greedily, by NEW_TOKENS
-each, and prints how many seconds it took. This engine also answers `ttft` and `overhead`, a number
-each: see `first_token_ms` and `overhead_share`.
+`chat_runner.py NAME MODEL NEW_TOKENS DEVICE` loads MODEL on `cpu` or `cuda`, generates once to warm
+up and prints `ready`. Then each line with a number on stdin continues so many prompts at once,
+greedily, by NEW_TOKENS each, and prints how many seconds it took. This engine also answers `ttft`
+and `overhead`, a number each: see `first_token_ms` and `overhead_share`.
 """
 
 from __future__ import annotations
@@ -26,31 +26,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chat_process import PROMPT_TOKENS
 
 Prompts = list[list[int]]
 Generate = Callable[[Prompts], list[int]]  # returns how many tokens each answer has
-PROMPT_TOKENS = 128
 VOCABULARY = 49152
 ARRIVALS_PER_S = 32
 _THREADS = os.cpu_count() or 1
+_GPU_CACHE_GIB = 12
 PEERS_BIN = Path(__file__).resolve().parent.parent / ".venv-bench/peers/bin"
 
 
 class Engine:
     """The engine of a replica, and how a caller uses it."""
 
-    def __init__(self, model: str, name: Any) -> None:
+    def __init__(self, model: str, name: Any, device: str) -> None:
         from omai_ray.catalog import ModelSpec
         from omai_ray.engines.chat.batching_engine import BatchingEngine
 
         torch.set_num_threads(_THREADS)
+        on_gpu = device == "cuda"
         spec = ModelSpec(
             name="m",
             task="chat",
             source=model,
-            dtype=_dtype(),
+            dtype="bfloat16" if on_gpu else _dtype(),
             engine=name,
-            max_running_requests=64,
+            num_gpus=int(on_gpu),
+            kv_cache_gib=_GPU_CACHE_GIB if on_gpu else None,
+            max_running_requests=256 if on_gpu else 64,
+            max_queued_requests=256,
         )
         self._engine = BatchingEngine(spec)
         self._engine.start()
@@ -110,24 +115,29 @@ def _dtype() -> str:
     return "bfloat16" if has_bfloat16() else "float32"
 
 
-def omai_ray(model: str, new_tokens: int, name: str = "transformers") -> tuple[Engine, Generate]:
+def omai_ray(model: str, new_tokens: int, device: str, name: str) -> tuple[Engine, Generate]:
     """Generate with the engine of a replica."""
-    engine = Engine(model, name)
+    engine = Engine(model, name, device)
     return engine, lambda prompts: asyncio.run(engine.all_of(prompts, new_tokens))
 
 
-def _load(model: str) -> Any:
+def _load(model: str, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(model).eval()
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device).eval()
 
 
-def generate(model: str, new_tokens: int) -> Generate:
+def generate_gpu(model: str, new_tokens: int) -> Generate:
+    """Generate on a GPU for all prompts as one static batch."""
+    return generate(model, new_tokens, "cuda")
+
+
+def generate(model: str, new_tokens: int, device: str = "cpu") -> Generate:
     """Generate for all prompts as one static batch, as `model.generate` does."""
-    loaded = _load(model)
+    loaded = _load(model, device)
 
     def run(prompts: Prompts) -> list[int]:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=device)
         with torch.inference_mode():
             out = loaded.generate(
                 ids,
@@ -152,6 +162,31 @@ def transformers_cb(model: str, new_tokens: int) -> Generate:
     def run(prompts: Prompts) -> list[int]:
         with torch.no_grad():
             out = loaded.generate_batch(inputs=prompts, generation_config=config)
+        return [len(result.generated_tokens) for result in out.values()]
+
+    return run
+
+
+def transformers_cb_gpu(model: str, new_tokens: int) -> Generate:
+    """Generate with transformers' continuous batching on a GPU, which stays warm between runs.
+
+    CUDA graphs and double buffering are as it chooses; its cache leaves room for this engine's.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    loaded = _load(model, "cuda")
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1)
+    loaded.generation_config = config
+    batching = ContinuousBatchingConfig(max_memory_percent=0.5)
+
+    def run(prompts: Prompts) -> list[int]:
+        with torch.no_grad():
+            out = loaded.generate_batch(
+                inputs=prompts,
+                generation_config=config,
+                continuous_batching_config=batching,
+                persistent_manager=True,
+            )
         return [len(result.generated_tokens) for result in out.values()]
 
     return run
@@ -306,6 +341,8 @@ PEERS: dict[str, Callable[[str, int], Generate]] = {
     "generate": generate,
     "static_batch": generate,
     "transformers_cb": transformers_cb,
+    "transformers_cb_gpu": transformers_cb_gpu,
+    "generate_gpu": generate_gpu,
     "llama_cpp": llama_cpp,
     "transformers_serve": transformers_serve,
     "omai_ray_serve": omai_ray_serve,
@@ -322,16 +359,16 @@ def random_prompts(count: int, tokens: int) -> Prompts:
 
 def main() -> None:
     """Run as a program."""
-    name, model, new_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    name, model, new_tokens, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not be taken for ours
     engine: Any = None
     with _servers_end():
         if name in ENGINES:
-            engine, run = omai_ray(model, new_tokens, ENGINES[name])
+            engine, run = omai_ray(model, new_tokens, device, ENGINES[name])
         else:
             run = PEERS[name](model, new_tokens)
-        prompts = random_prompts(32, PROMPT_TOKENS)
-        run(prompts[:2])
+        prompts = random_prompts(256, PROMPT_TOKENS)
+        run(prompts[: 256 if device == "cuda" else 2])
         print("ready", file=out, flush=True)
         for line in sys.stdin:
             print(

@@ -1,9 +1,9 @@
-"""Linear layers for a CPU: weights kept in oneDNN's own order, activations joined to products."""
+"""Linear layers joined to fewer products; on a CPU also with weights in oneDNN's own order."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from omai_ray.engines.wiring import Activation, Wiring
 
 _JOINT = "omai_joint"
+Product = Callable[[nn.Linear], nn.Module]
 
 
 class PackedLinear(nn.Module):
@@ -30,26 +31,34 @@ class PackedLinear(nn.Module):
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a linear layer of copies of these, weight [M, N] and bias [M]."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    """Return a linear layer of these, weight [M, N] and bias [M]."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
 
 
 def joined(linears: Sequence[nn.Linear]) -> nn.Linear:
-    """Return one layer that computes several, which all have a bias or all have none."""
+    """Return one layer that computes several, which all have a bias or all have none.
+
+    On a GPU those are parts of it from now on: its memory has no room for another copy.
+    """
     biases: list[Tensor] = [part.bias for part in linears if part.bias is not None]
     weights: list[Tensor] = [part.weight for part in linears]
-    return linear_of(torch.cat(weights), torch.cat(biases) if biases else None)
+    one = linear_of(torch.cat(weights), torch.cat(biases) if biases else None)
+    if one.weight.is_cuda:
+        parts = torch.split(one.weight, [part.out_features for part in linears])
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight.data = part
+    return one
 
 
 class _Joint:
     """Linear layers that read the same tensor, as one product: fewer and larger calls."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self._product = PackedLinear(joined(linears))
+    def __init__(self, linears: Sequence[nn.Linear], product: Product) -> None:
+        self._product = product(joined(linears))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the outputs of all, side by side; kept with the tensor for the next of them."""
@@ -73,13 +82,28 @@ class JointLinear(nn.Module):
         return self._joint(values).narrow(-1, self._start, self._width)
 
 
-def _joined(linears: Sequence[nn.Linear]) -> dict[nn.Module, nn.Module]:
-    joint = _Joint(linears)
+def _joint(linears: Sequence[nn.Linear], product: Product) -> dict[nn.Module, nn.Module]:
+    joint = _Joint(linears, product)
     ends = list(itertools.accumulate(linear.out_features for linear in linears))
     return {
         linear: JointLinear(joint, end - linear.out_features, end)
         for linear, end in zip(linears, ends, strict=True)
     }
+
+
+def joint(
+    wiring: Wiring, taken: Collection[nn.Module], product: Product
+) -> dict[nn.Module, nn.Module]:
+    """Return what to put in the places of the linear layers, but for `taken`, that can be joined.
+
+    product: what computes a joined layer.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    for group in wiring.readers:
+        alike = len({linear.bias is None for linear in group}) == 1
+        if len(group) > 1 and alike and not any(linear in taken for linear in group):
+            replacements |= _joint(group, product)
+    return replacements
 
 
 def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:
@@ -92,10 +116,7 @@ def packed(wiring: Wiring) -> dict[nn.Module, nn.Module]:
     for chain in wiring.chains:
         replacements[chain.up] = PackedLinear(chain.up, chain.kind)
         replacements[chain.activation] = nn.Identity()
-    for group in wiring.readers:
-        alike = len({linear.bias is None for linear in group}) == 1
-        if len(group) > 1 and alike and not replacements.keys() & set(group):
-            replacements |= _joined(group)
+    replacements |= joint(wiring, replacements.keys(), PackedLinear)
     for linear in wiring.linears:
         if linear not in replacements:
             replacements[linear] = PackedLinear(linear)

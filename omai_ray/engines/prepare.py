@@ -1,4 +1,4 @@
-"""Makes a loaded model faster on a CPU, its values the same."""
+"""Makes a loaded model faster on the device it is on, its values the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from omai_ray.engines.device import has_bfloat16, has_onednn
-from omai_ray.engines.linear import packed
+from omai_ray.engines.linear import PackedLinear, Product, joint, packed
 from omai_ray.engines.native.kernels import Kernels, kernels
 from omai_ray.engines.native.layers import native_layers
 from omai_ray.engines.native.rotary import adopt_rotary
@@ -26,12 +26,12 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
     largest value. Where it is further, the layers stay as they are, and a warning says so. Nothing
     is done where the model's device or dtype has no use for it.
     """
-    multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
-    if model.device.type != "cpu" or not multiplied or not has_onednn():
+    if not _is_useful(model):
         return
     restore_rotary = adopt_rotary(model)
     wiring = watch(model, probe)
-    for found in dict.fromkeys((kernels(model.dtype), None)):  # with what they compute, or without
+    native = kernels(model.dtype, model.device.type)
+    for found in dict.fromkeys((native, None)):  # with what they compute, or without
         replacements = _layers(model, wiring, found)
         rewire(model, replacements)
         try:
@@ -45,10 +45,18 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
         replacements.clear()  # a copy of all weights, before the next
     restore_rotary()
     _log.warning(
-        "the layers of a %s cannot be prepared for this CPU, so it is slower: %s",
+        "the layers of a %s cannot be prepared for this device, so it is slower: %s",
         model.config.model_type,
         why,
     )
+
+
+def _is_useful(model: Any) -> bool:
+    """Tell whether the device, and this torch, have what prepared layers need."""
+    if model.device.type == "cuda":
+        return True
+    multiplied = model.dtype == torch.float32 or (model.dtype == torch.bfloat16 and has_bfloat16())
+    return model.device.type == "cpu" and multiplied and has_onednn()
 
 
 def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -59,11 +67,17 @@ def differs(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 def _layers(model: Any, wiring: Wiring, found: Kernels | None) -> dict[nn.Module, nn.Module]:
     """Return what to put in the places of layers; what kernels compute is not joined elsewhere."""
-    native = {} if found is None else native_layers(model, found)
+    on_cpu = model.device.type == "cpu"
+    product: Product = PackedLinear if on_cpu else _as_it_is
+    native = {} if found is None else native_layers(model, found, product)
     inside = {part for module in native for part in module.modules()}
     rest = Wiring(
         [linear for linear in wiring.linears if linear not in inside],
         [chain for chain in wiring.chains if chain.up not in inside],
         [group for group in wiring.readers if not inside & set(group)],
     )
-    return native | packed(rest)
+    return native | (packed(rest) if on_cpu else joint(rest, (), product))
+
+
+def _as_it_is(linear: nn.Linear) -> nn.Module:
+    return linear

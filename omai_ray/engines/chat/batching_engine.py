@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -33,8 +35,8 @@ from omai_ray.engines.checkpoint import check_weights
 from omai_ray.errors import ModelNotFound, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
+_SWITCH_S = 0.0005
 _log = logging.getLogger(__name__)
-STEP_TOKENS = 512
 
 
 class Runner(Protocol):
@@ -46,6 +48,7 @@ class Runner(Protocol):
 
     vocab_size: int
     stop_token_ids: frozenset[int]
+    step_tokens: int  # the most that a step computes, unless more sequences run
 
     @property
     def places(self) -> Places:
@@ -58,7 +61,7 @@ class Runner(Protocol):
         """Compute pieces, in this order.
 
         Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
-        sequence, in order.
+        sequence, in order. The next call may overwrite them.
         """
 
 
@@ -81,12 +84,16 @@ class BatchingEngine:
         self._tasks: dict[str, _Task] = {}
         self._draining = False
         self._running: dict[Sequence, _Task] = {}
+        self._deadlines: dict[_Task, float] = {}
         self._stats = EngineStats(0, 0)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread, which loads the weights and runs them; return once it has loaded."""
         loaded: Future[None] = Future()
+        # The thread that feeds the device must not wait for the interpreter for Python's usual
+        # 5 ms, which is as long as several steps.
+        sys.setswitchinterval(_SWITCH_S)
         self._thread = threading.Thread(
             target=self._run, args=(loaded,), name="chat-engine", daemon=True
         )
@@ -114,7 +121,7 @@ class BatchingEngine:
         constraint = None
         if request.grammar is not None:
             constraint = await asyncio.to_thread(self._grammars.start, request.grammar)
-        task = _Task(request, constraint)
+        task = _Task(request, constraint, self.context)
         self._submit(task)
         try:
             while True:
@@ -196,7 +203,7 @@ class BatchingEngine:
             self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
         )
         self._scheduler = Scheduler(
-            self._runner.places, self._spec.max_running_requests, STEP_TOKENS
+            self._runner.places, self._spec.max_running_requests, self._runner.step_tokens
         )
 
     def _next(self) -> list[tuple[_Task, StepOutput]]:
@@ -226,6 +233,8 @@ class BatchingEngine:
             cancelled, self._cancelled = self._cancelled, []
             for task in submitted:
                 self._running[task.sequence] = task
+                if task.request.deadline is not None:
+                    self._deadlines[task] = task.request.deadline
                 self._scheduler.add(task.sequence)
             _send([(t, self._end(t, "abort")) for t in cancelled if t.sequence in self._running])
             self._count()
@@ -238,16 +247,13 @@ class BatchingEngine:
 
     def _end(self, task: _Task, finish: EngineFinish, error: str | None = None) -> StepOutput:
         del self._running[task.sequence]
+        self._deadlines.pop(task, None)
         self._scheduler.remove(task.sequence)
         return StepOutput([], finish, error=error)
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
-        overdue = [
-            task
-            for task in self._running.values()
-            if task.request.deadline is not None and task.request.deadline <= now
-        ]
+        overdue = [task for task, deadline in self._deadlines.items() if deadline <= now]
         _send([(task, self._end(task, "error", "deadline exceeded")) for task in overdue])
 
     def _step(self, pieces: list[Piece]) -> list[tuple[_Task, StepOutput]]:
@@ -277,16 +283,12 @@ class BatchingEngine:
         finish: EngineFinish | None = None
         if token in self.stop_token_ids or task.sampler.complete:
             finish = "stop"
-        elif (
-            sequence.generated >= sequence.request.max_new_tokens
-            or len(sequence.tokens) >= self.context
-        ):
+        elif len(sequence.tokens) >= task.longest:
             finish = "length"
         if finish is not None:
             self._end(task, finish)
-        cached = sequence.cached or 0
         reported = None if logprobs is None else [logprobs]
-        return StepOutput([token], finish, reported, cached_tokens=cached)
+        return StepOutput([token], finish, reported, cached_tokens=sequence.cached or 0)
 
 
 def _runner(engine: str) -> Callable[[ModelSpec, Path, int], Runner]:
@@ -302,20 +304,29 @@ def _runner(engine: str) -> Callable[[ModelSpec, Path, int], Runner]:
 class _Task:
     """A request with its caller: outputs go from the engine's thread to the caller's loop."""
 
-    def __init__(self, request: GenerationRequest, constraint: Constraint | None) -> None:
+    def __init__(
+        self, request: GenerationRequest, constraint: Constraint | None, context: int
+    ) -> None:
         self.request = request
+        self.longest = min(context, len(request.prompt_ids) + request.max_new_tokens)
         self.sequence = Sequence(request, list(request.prompt_ids))
         self.sampler = Sampler(request.sampling, request.prompt_ids, constraint)
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[StepOutput] = asyncio.Queue()
+        self._outputs: deque[StepOutput] = deque()
+        self._wanted: asyncio.Future[None] | None = None
 
     def deliver(self, output: StepOutput) -> None:
         """Hand over an output, in the caller's loop."""
-        self._queue.put_nowait(output)
+        self._outputs.append(output)
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
 
     async def receive(self) -> StepOutput:
-        """Wait for the next output."""
-        return await self._queue.get()
+        """Wait for the next output; an asyncio.Queue takes thrice as long."""
+        if not self._outputs:
+            self._wanted = self.loop.create_future()
+            await self._wanted
+        return self._outputs.popleft()
 
 
 def _send(outputs: Iterable[tuple[_Task, StepOutput]]) -> None:

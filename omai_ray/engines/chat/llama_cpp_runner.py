@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _CONTEXT_STEP = 256  # llama.cpp rounds a slot's context up to this
 _MOST_SLOTS = 256  # as llama.cpp is built
 _SAMPLED_TOKENS = 256
+_STEP_TOKENS = 512
 _BATCH_TOKENS = 1024  # more than the scheduler's steps have, with a token of each slot
 _FAILURES = {1: "no room in the cache", 2: "aborted", -1: "invalid batch"}
 _WARNINGS = (3, 4)  # ggml's log levels: a warning, an error; 5 goes on with the line before
@@ -56,6 +57,7 @@ class LlamaCppRunner:
         self._model = _load(file, on_gpu=device.type == "cuda")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.step_tokens = _STEP_TOKENS
         self._check_tokenizer(directory)
         self.stop_token_ids = frozenset(
             token for token in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, token)

@@ -38,6 +38,8 @@ class Prefixes:
     def note(self, stored: Stored) -> None:
         """Index the blocks that have been computed since the last call."""
         ready = stored.computed // BLOCK
+        if ready == len(stored.keys):
+            return
         key = stored.keys[-1] if stored.keys else hash(stored.owner)
         for at in range(len(stored.keys), ready):
             key = _next_key(key, stored.tokens, at)

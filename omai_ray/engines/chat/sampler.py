@@ -37,31 +37,31 @@ class Sampler:
         self._random = random.Random(params.seed)  # noqa: S311 - nothing secret is drawn
         self._counts: Counter[int] = Counter()
         self._prompt = frozenset(prompt_ids) if params.repetition_penalty != 1 else frozenset()
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether logits are changed before a token is chosen by them."""
-        params = self.params
-        penalised = params.frequency_penalty or params.presence_penalty or params.logit_bias
-        return bool(penalised or params.repetition_penalty != 1 or self._constraint is not None)
+        self._counting = bool(
+            params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1
+        )
+        # Whether logits are changed before a token is chosen by them.
+        self.adjusts = bool(self._counting or params.logit_bias or constraint is not None)
 
     def adjust(self, logits: Tensor) -> None:
         """Apply penalties, biases and the grammar to float32 logits [V], in place."""
-        params = self.params
+        params, device = self.params, logits.device
         if params.repetition_penalty != 1:
-            seen = torch.tensor(sorted(self._prompt | self._counts.keys()))
+            seen = torch.tensor(sorted(self._prompt | self._counts.keys()), device=device)
             values = logits[seen]
             penalty = params.repetition_penalty
             logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
         if self._counts and (params.frequency_penalty or params.presence_penalty):
-            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32, device=device)
             penalties = counts * params.frequency_penalty + params.presence_penalty
-            logits[torch.tensor(list(self._counts))] -= penalties
+            logits[torch.tensor(list(self._counts), device=device)] -= penalties
         if params.logit_bias:
-            biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-            logits[torch.tensor(list(params.logit_bias))] += biases
+            biases = torch.tensor(
+                list(params.logit_bias.values()), dtype=torch.float32, device=device
+            )
+            logits[torch.tensor(list(params.logit_bias), device=device)] += biases
         if self._constraint is not None:
-            allowed = torch.from_numpy(self._constraint.allowed())
+            allowed = torch.from_numpy(self._constraint.allowed()).to(device)
             logits.masked_fill_(~allowed, float("-inf"))
 
     def number(self) -> float:
@@ -69,8 +69,9 @@ class Sampler:
         return self._random.random()
 
     def note(self, token: int) -> None:
-        """Count a token that was drawn."""
-        self._counts[token] += 1
+        """Take notice of a token that was drawn."""
+        if self._counting:
+            self._counts[token] += 1
         if self._constraint is not None:
             self.complete = self._constraint.accept(token)
 
@@ -95,7 +96,9 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, TokenLo
     for token, sampler in zip(tokens, samplers, strict=True):
         sampler.note(token)
     reports = [
-        _report(logits[row], token, sampler.params.logprobs)
+        None
+        if sampler.params.logprobs is None
+        else _report(logits[row], token, sampler.params.logprobs)
         for row, (token, sampler) in enumerate(zip(tokens, samplers, strict=True))
     ]
     return list(zip(tokens, reports, strict=True))
@@ -103,8 +106,9 @@ def draw(logits: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, TokenLo
 
 def _draw_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
     params = [sampler.params for sampler in samplers]
-    numbers = torch.tensor([sampler.number() for sampler in samplers], dtype=torch.float64)
-    scaled = logits / _column([p.temperature for p in params])
+    drawn = [sampler.number() for sampler in samplers]
+    numbers = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
+    scaled = logits / _column([p.temperature for p in params], logits)
     width = min(_CANDIDATES, scaled.shape[1])
     tokens, enough = _invert(scaled, params, numbers, width)
     for row in (~enough).nonzero().flatten().tolist():
@@ -129,15 +133,15 @@ def _invert(
     total = torch.logsumexp(scaled.double(), 1, keepdim=True)
     probs = (best.values.double() - total).exp()
     sums = probs.cumsum(1)
-    ranks = torch.arange(width)
-    top_k = torch.tensor([p.top_k or vocabulary for p in params])[:, None]
+    ranks = torch.arange(width, device=scaled.device)
+    top_k = torch.tensor([p.top_k or vocabulary for p in params], device=scaled.device)[:, None]
     # What top_k leaves has this mass in all; where it reaches beyond the candidates, the rest too.
     mass = torch.where(
         top_k <= width, sums.gather(1, (top_k - 1).clamp(max=width - 1)), torch.ones_like(total)
     )
-    top_p = _column([p.top_p for p in params]).double()
+    top_p = _column([p.top_p for p in params], scaled).double()
     kept = (ranks < top_k) & ((sums - probs < top_p * mass) | (top_p >= 1))
-    kept &= probs >= _column([p.min_p for p in params]).double() * probs[:, :1]
+    kept &= probs >= _column([p.min_p for p in params], scaled).double() * probs[:, :1]
     kept[:, 0] = True
     count = kept.sum(1)
     ended = (count < width) | (top_k[:, 0] <= width) | (width == vocabulary)
@@ -149,13 +153,11 @@ def _invert(
     return best.indices.gather(1, index[:, None])[:, 0], enough
 
 
-def _column(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)[:, None]
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
 
 
-def _report(logits: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
-    if count is None:
-        return None
+def _report(logits: Tensor, token: int, count: int) -> TokenLogprobs:
     logprobs = torch.log_softmax(logits, 0)
     best = logprobs.topk(count)
     top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))

@@ -59,19 +59,18 @@ class Copy:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every token: a frozen one takes thrice as long
 class Piece:
-    """Tokens of a sequence that are to be computed: `count` from `start` on."""
+    """Tokens of a sequence that are to be computed: `count` from `start` on.
+
+    last: whether all of the sequence's tokens are computed then, so that the next is drawn.
+    """
 
     sequence: Sequence
     stored: Stored
     start: int
     count: int
-
-    @property
-    def last(self) -> bool:
-        """Whether all of the sequence's tokens are computed then, so that the next is drawn."""
-        return self.start + self.count == len(self.sequence.tokens)
+    last: bool
 
 
 @dataclass(slots=True)
@@ -138,19 +137,22 @@ class Scheduler:
         """Return the next step; empty where there is nothing to do."""
         plan = Plan()
         for sequence in list(self.running):
-            if sequence in self.running:  # it may have been preempted by one before it
+            stored = sequence.stored  # None where it was preempted by one before it
+            if stored is not None and len(sequence.tokens) > stored.extent.size:
                 self._make_room(sequence, plan)
-        decoding = [s for s in self.running if len(s.tokens) - _stored(s).computed == 1]
-        # Neighbours in the arena are read in one go, and an adapter's rows are computed in one.
-        decoding.sort(
-            key=lambda s: (s.request.adapter, _stored(s).extent.size, _stored(s).extent.start)
-        )
-        for sequence in decoding:
-            self._compute(sequence, 1, plan)
-        room = max(self._step_tokens - len(decoding), self._step_tokens // 4)
+        prompts = []
         for sequence in self.running:
-            left = len(sequence.tokens) - _stored(sequence).computed
-            if left > 1 and room > 0:
+            stored = _stored(sequence)
+            left = len(sequence.tokens) - stored.computed
+            if left == 1:
+                plan.pieces.append(Piece(sequence, stored, stored.computed, 1, True))
+            else:
+                prompts.append((sequence, left))
+        # Neighbours in the arena are read in one go, and an adapter's rows are computed in one.
+        plan.pieces.sort(key=_place)
+        room = max(self._step_tokens - len(plan.pieces), self._step_tokens // 4)
+        for sequence, left in prompts:
+            if room > 0:
                 room -= self._compute(sequence, min(left, room), plan)
         while room > 0 and len(self.running) < self._max_running:
             admitted = self._admit(plan)
@@ -169,14 +171,13 @@ class Scheduler:
 
     def _compute(self, sequence: Sequence, count: int, plan: Plan) -> int:
         stored = _stored(sequence)
-        plan.pieces.append(Piece(sequence, stored, stored.computed, count))
+        last = stored.computed + count == len(sequence.tokens)
+        plan.pieces.append(Piece(sequence, stored, stored.computed, count, last))
         return count
 
     def _make_room(self, sequence: Sequence, plan: Plan) -> None:
-        """See that a running sequence's extent holds its tokens, or preempt someone."""
+        """Give a running sequence a larger extent for its tokens, or preempt someone."""
         stored = _stored(sequence)
-        if len(sequence.tokens) <= stored.extent.size:
-            return
         while (extent := self._take(len(sequence.tokens))) is None:
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -246,6 +247,11 @@ class Scheduler:
             and other.tokens[:more] == sequence.tokens[:more]
             for other in self.running
         )
+
+
+def _place(piece: Piece) -> tuple[str, int, int]:
+    extent = piece.stored.extent
+    return piece.sequence.request.adapter, extent.size, extent.start
 
 
 def _stored(sequence: Sequence) -> Stored:

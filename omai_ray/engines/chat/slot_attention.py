@@ -8,7 +8,7 @@ its attention interface. An implementation without a mask function gets no mask 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from omai_ray.engines.chat.gpu_attention import Chunks, Singles
 from omai_ray.engines.native.kernels import WIDEST_HEAD, Kernels
 
 IMPLEMENTATION = "omai_slots"
@@ -57,24 +58,28 @@ class Neighbours:
 
 
 class Step:
-    """Which rows of a step attend to what; chunks and neighbours together are all of its rows.
+    """Which rows of a step attend to what; all of these together are all of its rows.
 
-    half: attend by products in bfloat16, faster on a CPU that multiplies it. kernels: a CPU's own
-    for single tokens, where it has them.
+    half: attend by products in bfloat16, faster on a CPU that multiplies it. kernels: those of the
+    device, for single tokens, where it has them; singles need them. packed: chunks of a GPU.
     """
 
     def __init__(
         self,
-        chunks: Sequence[Chunk],
-        neighbours: Sequence[Neighbours],
+        chunks: Sequence[Chunk] = (),
+        neighbours: Sequence[Neighbours] = (),
         *,
         half: bool = False,
         kernels: Kernels | None = None,
+        singles: Singles | None = None,
+        packed: Chunks | None = None,
     ) -> None:
         self.chunks = chunks
         self.neighbours = neighbours
         self.half = half
         self.kernels = kernels
+        self.singles = singles
+        self.packed = packed
         self._kept: dict[Hashable, Any] = {}  # what all layers ask for
 
     def extents(self, group: Neighbours, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -166,11 +171,23 @@ class KeyValues:
             self._layers[index] = (self._make(key), self._make(value))
         return self._layers[index]
 
-    def copy(self, source: int, target: int, count: int) -> None:
-        """Copy places, which may overlap."""
-        for pair in self._layers.values():
-            for part in pair:
-                part[target : target + count] = part[source : source + count].clone()
+    def copy(self, copies: Iterable[tuple[int, int, int]]) -> None:
+        """Copy places, in order, each (source, target, count), which may overlap."""
+        parts = [part for pair in self._layers.values() for part in pair]
+        if not parts or parts[0].device.type == "cpu":
+            for source, target, count in copies:
+                for part in parts:
+                    part[target : target + count] = part[source : source + count].clone()
+            return
+        for group in _independent(copies):  # few launches, each of many places
+            sources, targets = (
+                torch.cat([torch.arange(first, first + count) for first, count in ranges])
+                .pin_memory()
+                .to(parts[0].device, non_blocking=True)
+                for ranges in ([(s, n) for s, _, n in group], [(t, n) for _, t, n in group])
+            )
+            for part in parts:
+                part.index_copy_(0, targets, part.index_select(0, sources))
 
     def _make(self, states: Tensor) -> Tensor:
         """Return zeros: what is masked is multiplied all the same, and must be finite.
@@ -182,6 +199,20 @@ class KeyValues:
             return states.new_zeros(shape)
         size = math.prod(shape) * states.element_size()
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(states.dtype).view(shape)
+
+
+def _independent(copies: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield copies, in order, in groups in which none reads or writes what another has written."""
+    group: list[tuple[int, int, int]] = []
+    for source, target, count in copies:
+        written = [(other, other + size) for _, other, size in group]
+        touched = [(source, source + count), (target, target + count)]
+        if any(low < end and first < high for low, high in written for first, end in touched):
+            yield group
+            group = []
+        group.append((source, target, count))
+    if group:
+        yield group
 
 
 def slot_attention(
@@ -213,6 +244,17 @@ def slot_attention(
     scale = q.shape[2] ** -0.5 if scaling is None else scaling
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
     fits = k.shape[2] == v.shape[2] <= WIDEST_HEAD
+    if step.singles is not None:
+        if step.kernels is None or not fits:
+            raise CannotServeError(f"its heads are {k.shape[2]} and {v.shape[2]} wide")
+        rows = slice(0, len(step.singles.starts))
+        singles = (step.singles.starts, step.singles.lengths)
+        step.kernels.attend(
+            *(q[rows], k[rows], v[rows], keys, values),
+            *(*singles, scale, sliding_window, out[rows]),
+        )
+    if step.packed is not None:
+        step.packed.attend(q, k, v, keys, values, scale, sliding_window, out)
     for group in step.neighbours:
         rows = slice(group.row, group.row + len(group.lengths))
         alone = len(group.lengths) == len(q)  # a step's usual case, without the cost of slices

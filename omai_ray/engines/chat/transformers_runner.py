@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from omai_ray.catalog import ModelSpec, locate_adapters
-from omai_ray.engines.chat.arena import Arena, extent_size
+from omai_ray.engines.chat.arena import Arena, Extent, extent_size
+from omai_ray.engines.chat.decode_graphs import DecodeGraphs
+from omai_ray.engines.chat.gpu_attention import Singles, layout
 from omai_ray.engines.chat.lora import add_adapters
 from omai_ray.engines.chat.memory import affordable_places
+from omai_ray.engines.chat.prefixes import Stored
+from omai_ray.engines.chat.protocol import GenerationRequest
 from omai_ray.engines.chat.scheduler import Copy, Piece
+from omai_ray.engines.chat.scheduler import Sequence as Generating
 from omai_ray.engines.chat.slot_attention import (
     IMPLEMENTATION,
     CannotServeError,
@@ -32,6 +39,10 @@ from omai_ray.engines.prepare import differs, prepare
 from omai_ray.errors import CheckpointError
 
 LEAST_EXTENT = 64
+_FLASH = (torch.float16, torch.bfloat16)
+# So many that their products fill the device, and no more: others wait for a step to end.
+_STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+_log = logging.getLogger(__name__)
 # How far logits may be from those of a plain forward, as a part of the largest.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _UNSERVABLE = (
@@ -66,7 +77,10 @@ class TransformersRunner:
         self._dtype = dtype
         on_cpu = self._device.type == "cpu"
         self._half = on_cpu and dtype == torch.bfloat16 and has_bfloat16()
-        self._kernels = kernels(dtype) if on_cpu else None
+        self._kernels = kernels(dtype, self._device.type)
+        # Flash attention takes these only.
+        self._packs = not on_cpu and self._kernels is not None and dtype in _FLASH
+        self.step_tokens = _STEP_TOKENS[self._device.type]
         if on_cpu:
             keep_freed_memory()
         self.vocab_size = int(model.config.get_text_config().vocab_size)
@@ -80,21 +94,25 @@ class TransformersRunner:
         longest = extent_size(context, LEAST_EXTENT)
         each = self._memory.bytes_per_place
         self.places = Arena(affordable_places(spec, longest, each, self._device), LEAST_EXTENT)
-        self._memory = KeyValues(self.places.total)
+        self._memory = KeyValues(self.places.total + 1)  # one that is nobody's
+        self._graphs = self._capture(spec)
 
     @torch.inference_mode()
     def copy(self, copies: Iterable[Copy]) -> None:
         """Copy keys and values, in order."""
-        for copy in copies:
-            self._memory.copy(copy.source, copy.target, copy.count)
+        self._memory.copy([(copy.source, copy.target, copy.count) for copy in copies])
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Compute pieces; those of one token that follow each other in the arena best adjacent.
 
-        Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
-        sequence, in order.
+        Returns float32 [N, V] on the model's device: the logits after each of the N pieces that are
+        the last of their sequence, in order. The next call may overwrite them.
         """
+        if self._graphs is not None and self._is_graphed(pieces):
+            return self._graphs.run(
+                [(p.sequence.tokens[p.start], p.start, p.stored.extent.start) for p in pieces]
+            )
         spans = [range(piece.start, piece.start + piece.count) for piece in pieces]
         ids = [
             token
@@ -105,23 +123,61 @@ class TransformersRunner:
         self._rows.spans = _spans(pieces)
         ends = itertools.accumulate(piece.count for piece in pieces)
         drawn = [end - 1 for piece, end in zip(pieces, ends, strict=True) if piece.last]
-        return self._forward(ids, positions, self._step(*_layout(pieces)), drawn)
+        kept = torch.tensor(drawn, dtype=torch.long, device=self._device)
+        inputs = torch.tensor([ids], device=self._device)
+        return self._forward(inputs, positions, self._step(pieces), kept).float()
 
-    def _step(self, chunks: list[Chunk], neighbours: list[Neighbours]) -> Step:
-        return Step(chunks, neighbours, half=self._half, kernels=self._kernels)
+    def _step(self, pieces: Sequence[Piece]) -> Step:
+        if not self._packs:
+            return Step(*_layout(pieces), half=self._half, kernels=self._kernels)
+        spans = [(piece.stored.extent.start, piece.start, piece.count) for piece in pieces]
+        singles, packed = layout(spans, self._device)
+        return Step(kernels=self._kernels, singles=singles, packed=packed)
 
-    def _forward(self, ids: list[int], positions: Tensor, step: Step, drawn: list[int]) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, step: Step, kept: Tensor | int) -> Tensor:
+        """Return the logits [N, V] after the rows that are kept; 0 for all of ids [1, T]."""
         options: dict[str, Any] = {"position_ids": positions[None]} if self._placed else {}
         out = self._model(
-            input_ids=torch.tensor([ids], device=self._device),
+            input_ids=ids,
             use_cache=False,
-            logits_to_keep=torch.tensor(drawn, dtype=torch.long, device=self._device),
+            logits_to_keep=kept,
             step=step,
             memory=self._memory,
             **options,
         )
-        logits: Tensor = out.logits[0].float().cpu()
+        logits: Tensor = out.logits[0]
         return logits
+
+    @torch.inference_mode()
+    def _capture(self, spec: ModelSpec) -> DecodeGraphs | None:
+        """Return graphs of the steps of single tokens, None where there are none."""
+        if not self._packs:
+            return None
+
+        def forward(ids: Tensor, positions: Tensor, singles: Singles) -> Tensor:
+            step = Step(kernels=self._kernels, singles=singles)
+            return self._forward(ids, positions, step, 0)
+
+        started = time.perf_counter()
+        try:
+            graphs = DecodeGraphs(
+                forward, spec.max_running_requests, self.places.total, self._device
+            )
+        except RuntimeError as error:
+            _log.warning("model '%s' decodes without CUDA graphs: %s", spec.name, error)
+            return None
+        _log.info(
+            "model '%s': captured %d CUDA graphs in %.1f s",
+            *(spec.name, graphs.count, time.perf_counter() - started),
+        )
+        return graphs
+
+    def _is_graphed(self, pieces: Sequence[Piece]) -> bool:
+        """Tell whether a step is of single tokens that are all drawn from, without adapters."""
+        return all(
+            piece.count == 1 and piece.last and not piece.sequence.request.adapter
+            for piece in pieces
+        )
 
     @torch.inference_mode()
     def _adopt(self, context: int) -> None:
@@ -148,16 +204,17 @@ class TransformersRunner:
     def _probe(self, ids: list[int]) -> Tensor:
         """Return the logits after the last three tokens, computed in two chunks and a decode."""
         self._memory = KeyValues(2 * len(ids))
-        start, first, last = len(ids), len(ids) // 2, len(ids) - 1
+        first, last = len(ids) // 2, len(ids) - 1
+        stored = Stored("", ids, Extent(len(ids), len(ids)))
+        sequence = Generating(GenerationRequest("", ids, 1), ids, stored)
         logits = []
         for past, end in ((0, first), (first, last), (last, len(ids))):
             rows = torch.arange(past, end, device=self._device)
-            chunks = [Chunk(0, end - past, start, past)] if end < len(ids) else []
-            alone = [] if chunks else [Neighbours(0, start, len(ids), (len(ids),))]
-            step = self._step(chunks, alone)
-            drawn = list(range(max(0, end - past - 2), end - past))
-            logits.append(self._forward(ids[past:end], rows, step, drawn))
-        return torch.cat(logits)[-3:]
+            step = self._step([Piece(sequence, stored, past, end - past, True)])
+            given = torch.tensor([ids[past:end]], device=self._device)
+            kept = torch.arange(max(0, end - past - 2), end - past, device=self._device)
+            logits.append(self._forward(given, rows, step, kept))
+        return torch.cat(logits)[-3:].float().cpu()
 
     def _window(self) -> int:
         return int(getattr(self._model.config.get_text_config(), "sliding_window", None) or 0)

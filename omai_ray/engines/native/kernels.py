@@ -1,10 +1,10 @@
-"""The kernels of kernels.cpp, on tensors of a CPU."""
+"""The kernels of kernels.cpp, on tensors of a CPU, and the choice between them and a GPU's."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from omai_ray.engines.native.build import library
 
 WIDEST_HEAD = 512  # as kernels.cpp has it
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "attend": [*[_POINTER] * 8, *[_INT] * 4, *[_LONG] * 6, _FLOAT, _INT, _INT],
@@ -22,8 +23,48 @@ _ARGUMENTS = {
 }
 
 
-class Kernels:
-    """For one dtype; they run on as many threads as torch's own operators do."""
+class Kernels(Protocol):
+    """What a decoder does between its products, for one dtype, on a CPU or a GPU."""
+
+    dtype: torch.dtype
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
+        """Store the key and value of one token each of S sequences, and attend with its query.
+
+        query [S, H, D], key and value [S, K, D]; keys and values [places, K, D] and out [S, H, D],
+        contiguous. starts: int64 [S], a sequence's first place. lengths: int32 [S], its tokens
+        with the new one.
+        """
+
+    def rms_norm(
+        self, values: Tensor, weight: Tensor, epsilon: float, offset: float, early: bool
+    ) -> Tensor:
+        """Return values [..., N] over their root mean square, times weight [N] plus offset.
+
+        early: what is normalised is rounded before it is multiplied; the offset is 0 then.
+        """
+
+    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
+
+    def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
+        """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
+
+
+class CpuKernels:
+    """Those of a CPU: they run on as many threads as torch's own operators do."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -45,12 +86,7 @@ class Kernels:
         window: int | None,
         out: Tensor,
     ) -> None:
-        """Store the key and value of one token each of S sequences, and attend with its query.
-
-        query [S, H, D], key and value [S, K, D]; keys and values [places, K, D] and out [S, H, D],
-        contiguous. starts: int64 [S], a sequence's first place. lengths: int32 [S], its tokens
-        with the new one.
-        """
+        """See `Kernels`."""
         self._check(query, key, value, keys, values, out)
         query, key, value = (
             part if part.stride(2) == 1 else part.contiguous() for part in (query, key, value)
@@ -67,10 +103,7 @@ class Kernels:
     def rms_norm(
         self, values: Tensor, weight: Tensor, epsilon: float, offset: float, early: bool
     ) -> Tensor:
-        """Return values [..., N] over their root mean square, times weight [N] plus offset.
-
-        early: what is normalised is rounded before it is multiplied; the offset is 0 then.
-        """
+        """See `Kernels`."""
         self._check(values, weight)
         width = len(weight)
         if values.shape[-1] != width:
@@ -84,7 +117,7 @@ class Kernels:
         return out
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
+        """See `Kernels`."""
         self._check(states, cos, sin)
         if states.stride(2) != 1:
             states = states.contiguous()
@@ -97,7 +130,7 @@ class Kernels:
         return out.transpose(0, 1)
 
     def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
-        """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
+        """See `Kernels`."""
         self._check(both)
         both = both.contiguous()
         width = both.shape[-1] // 2
@@ -119,12 +152,18 @@ class Kernels:
 
 
 @functools.cache
-def kernels(dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels for a dtype, None where there are none on this machine."""
-    if dtype not in _NAMES:
+def kernels(dtype: torch.dtype, device_type: str = "cpu") -> Kernels | None:
+    """Return the kernels for a dtype and a kind of device, None where this machine has none."""
+    if device_type == "cuda" and dtype in _GPU_DTYPES:
+        try:
+            from omai_ray.engines.native.gpu_kernels import GpuKernels
+        except ImportError:  # Triton is a package of its own
+            return None
+        return GpuKernels(dtype)
+    if device_type != "cpu" or dtype not in _NAMES:
         return None
     found = library()
-    return None if found is None else Kernels(found, dtype)
+    return None if found is None else CpuKernels(found, dtype)
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Any:

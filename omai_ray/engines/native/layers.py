@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from omai_ray.engines.linear import PackedLinear, joined
+from omai_ray.engines.linear import Product, joined
 from omai_ray.engines.native.kernels import Kernels
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 # (offset, early): Llama and most others; Gemma; OLMo 2.
 _FORMS = ((0.0, True), (1.0, False), (0.0, False))
-_ALIKE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+_ALIKE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 class NativeRmsNorm(nn.Module):
@@ -37,23 +37,28 @@ class NativeGatedMlp(nn.Module):
     """A feed-forward block down(silu(gate(x)) * up(x)), gate and up as one product."""
 
     def __init__(
-        self, kernels: Kernels, both: nn.Linear, down: nn.Linear, *, gate_first: bool
+        self, kernels: Kernels, both: nn.Module, down: nn.Module, *, gate_first: bool
     ) -> None:
         super().__init__()
         self._kernels, self._gate_first = kernels, gate_first
-        self._both, self._down = PackedLinear(both), PackedLinear(down)
+        self._both, self._down = both, down
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
         both = self._both.forward(values)  # a module's call costs more than the kernel
-        return self._down.forward(self._kernels.silu_product(both, gate_first=self._gate_first))
+        made: Tensor = self._down.forward(
+            self._kernels.silu_product(both, gate_first=self._gate_first)
+        )
+        return made
 
 
-def native_layers(model: nn.Module, kernels: Kernels) -> dict[nn.Module, nn.Module]:
-    """Return what to put in the places of a model's layers."""
+def native_layers(
+    model: nn.Module, kernels: Kernels, product: Product
+) -> dict[nn.Module, nn.Module]:
+    """Return what to put in the places of a model's layers; product: what computes a linear one."""
     found: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
-        made = _rms_norm(module, kernels) or _gated_mlp(module, kernels)
+        made = _rms_norm(module, kernels) or _gated_mlp(module, kernels, product)
         if made is not None:
             found[module] = made
     return found
@@ -77,7 +82,7 @@ def _rms_norm(module: nn.Module, kernels: Kernels) -> NativeRmsNorm | None:
 
 
 @torch.inference_mode()
-def _gated_mlp(module: nn.Module, kernels: Kernels) -> NativeGatedMlp | None:
+def _gated_mlp(module: nn.Module, kernels: Kernels, product: Product) -> NativeGatedMlp | None:
     linears = [child for child in module.children() if type(child) is nn.Linear]
     others = [child for child in module.children() if type(child) is not nn.Linear]
     if len(linears) not in (2, 3) or any(True for other in others for _ in other.parameters()):
@@ -88,7 +93,8 @@ def _gated_mlp(module: nn.Module, kernels: Kernels) -> NativeGatedMlp | None:
         if fits and sum(linear.out_features for linear in ups) == 2 * down.in_features:
             gate_first = _gate_first(module, ups, down, _ALIKE[kernels.dtype])
             if gate_first is not None:
-                return NativeGatedMlp(kernels, joined(ups), down, gate_first=gate_first)
+                both = product(joined(ups))
+                return NativeGatedMlp(kernels, both, product(down), gate_first=gate_first)
     return None
 
 
@@ -113,7 +119,7 @@ def _random(like: Tensor, width: int) -> Tensor:
     rows = torch.randn(4, width, generator=generator)
     rows[1::2] += 1  # a mean, which some layers take off and others do not
     rows *= torch.tensor([[1e-3], [0.1], [1.0], [30.0]])
-    return rows.to(like.dtype)[None]
+    return rows.to(like)[None]
 
 
 def _try(module: nn.Module, values: Tensor) -> Tensor | None:

@@ -176,7 +176,7 @@ async def test_greedy_tokens_equal_generate_without_kernels(
 ) -> None:
     """As on a machine that cannot build them."""
     for user in ("chat.transformers_runner", "prepare"):
-        monkeypatch.setattr(f"omai_ray.engines.{user}.kernels", lambda dtype: None)
+        monkeypatch.setattr(f"omai_ray.engines.{user}.kernels", lambda dtype, device_type: None)
     save_chat_checkpoint(tmp_path, config=MistralConfig, num_key_value_heads=2, sliding_window=9)
     await expect_greedy_tokens(tmp_path)
 

@@ -23,6 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from omai_ray.engines.linear import PackedLinear
 from omai_ray.engines.native import build
 from omai_ray.engines.native.kernels import Kernels, kernels
 from omai_ray.engines.native.layers import NativeGatedMlp, NativeRmsNorm, native_layers
@@ -130,7 +131,7 @@ def test_layers_are_found_by_what_they_compute(
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.normal_(1, 0.3)
-    found = native_layers(model, native)
+    found = native_layers(model, native, PackedLinear)
     kinds = [type(made) for made in found.values()]
     assert (kinds.count(NativeRmsNorm), kinds.count(NativeGatedMlp)) == (norms, blocks)
     for module, made in found.items():
@@ -155,13 +156,13 @@ def test_what_only_looks_like_a_gated_block_is_left_alone(native: Kernels) -> No
             out: Tensor = self.down(self.gate(values) * self.up(values))
             return out
 
-    assert native_layers(nn.Sequential(Other(False), Other(True)), native) == {}
+    assert native_layers(nn.Sequential(Other(False), Other(True)), native, PackedLinear) == {}
 
 
 def test_a_layer_that_takes_the_mean_off_is_no_rms_norm(native: Kernels) -> None:
     """However wide."""
     norm = nn.LayerNorm(4096, bias=False, dtype=native.dtype)
-    assert native_layers(nn.Sequential(norm), native) == {}
+    assert native_layers(nn.Sequential(norm), native, PackedLinear) == {}
 
 
 def test_tensors_of_another_dtype_or_width_are_refused(native: Kernels) -> None:
