@@ -16,10 +16,11 @@ from transformers import AttentionInterface
 
 from omai_ray.engines.embedding.half_attention import attend_half
 from omai_ray.engines.embedding.packing import Packing
+from omai_ray.engines.embedding.varlen import attend_varlen
 
 IMPLEMENTATION = "omai_packed"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 class CannotPackError(Exception):
@@ -49,9 +50,15 @@ def packed_attention(
         raise CannotPackError(f"its attention uses {', '.join(unsupported) or 'a mask of its own'}")
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", False))
-    if query.is_cuda and query.dtype in _HALF:
-        return _varlen(query, key, value, scaling, is_causal, sliding_window, packing), None
-    windowed = sliding_window is not None and int(packing.lengths.max()) >= sliding_window
+    if has_varlen(query):
+        by_token = [states[0].transpose(0, 1) for states in (query, key, value)]
+        scale = scaling or query.shape[3] ** -0.5
+        window = -1 if sliding_window is None else sliding_window - 1
+        seen = attend_varlen(
+            *by_token, packing.boundaries, packing.longest, scale, is_causal, window
+        )
+        return seen.unsqueeze(0), None
+    windowed = sliding_window is not None and packing.longest >= sliding_window
     same_heads = query.shape[1] == key.shape[1]
     if packing.half and same_heads and not (is_causal or windowed):
         attended = attend_half(
@@ -84,30 +91,9 @@ def packed_attention(
     return attended.unsqueeze(0), None
 
 
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    causal: bool,
-    sliding_window: int | None,
-    packing: Packing,
-) -> Tensor:
-    """Use torch's variable-length flash attention; shapes as in packed_attention."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    width = -1 if sliding_window is None else sliding_window - 1
-    window = (width, 0 if causal else width)
-    longest = int(packing.lengths.max())
-    q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
-    attended: Any = varlen_attn(
-        *(q, k, v, packing.boundaries, packing.boundaries, longest, longest),
-        scale=scaling,
-        window_size=window,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    out: Tensor = attended.unsqueeze(0)
-    return out
+def has_varlen(states: Tensor) -> bool:
+    """Tell whether one kernel attends to all sequences of these states."""
+    return states.is_cuda and states.dtype in HALF
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

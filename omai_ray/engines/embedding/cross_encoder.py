@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from omai_ray.engines.embedding.encoder import TOLERANCE, Encoder, Segments
+from omai_ray.engines.embedding.encoder import TOLERANCE, Encoder, Segments, multiplied_weights
 from omai_ray.engines.embedding.packing import Ids, padded
 from omai_ray.engines.prepare import differs
 from omai_ray.errors import CheckpointError, ConfigError
@@ -33,6 +33,7 @@ class CrossEncoder:
     Its encoder runs apart, as that of an embedding model does. What it does after that is run as it
     is, in float32, on the encoder's vectors. Whether this gives what the whole model does is found
     out at load; where it does not, the whole model runs on padded batches, and a warning says so.
+    weights: how many each token is multiplied by.
     Raises CheckpointError where the directory has no such model, ConfigError for more labels.
     """
 
@@ -40,6 +41,7 @@ class CrossEncoder:
         self, directory: Path, tokenizer: PairTokenizer, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._model = _load(directory, dtype, device)
+        self.weights = multiplied_weights(self._model)
         base = self._model.base_model
         self._device = device
         self._segments = _segments(base, directory, tokenizer)

@@ -10,13 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
 from omai_ray.engines.device import has_bfloat16
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
+from omai_ray.engines.embedding.compiled import compile_layers
 from omai_ray.engines.embedding.int8 import observe, quantized
-from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of, padded
+from omai_ray.engines.embedding.packing import (
+    Ids,
+    Packing,
+    lengths_of,
+    padded,
+    to_device,
+)
 from omai_ray.engines.prepare import differs, prepare
 from omai_ray.engines.wiring import rewire, watch
 
@@ -40,9 +47,19 @@ def load_encoder(directory: Path, dtype: torch.dtype, device: torch.device) -> A
     return model.to(device).eval().requires_grad_(False)
 
 
-def _rounded(tokens: int) -> int:
-    """Return how many tokens a forward on a CPU is given: oneDNN makes a kernel for each number."""
-    step = 8 if tokens <= 256 else 32
+def multiplied_weights(model: nn.Module) -> int:
+    """Return how many weights a model multiplies each token by: all but those of its tables."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = sum(table.weight.numel() for table in tables)
+    return max(1, sum(weight.numel() for weight in model.parameters()) - looked_up)
+
+
+def _rounded(tokens: int, device: torch.device) -> int:
+    """Return how many tokens a forward is given.
+
+    On a CPU oneDNN makes a kernel for each number; a GPU's wide loads like multiples of 8.
+    """
+    step = 32 if device.type == "cpu" and tokens > 256 else 8
     return -(-tokens // step) * step
 
 
@@ -80,11 +97,14 @@ class Encoder:
         return self._packed(inputs) if self.packs else self._padded(inputs)
 
     def prepare(self) -> None:
-        """Make linear layers faster on a CPU, their values the same; once, before first use.
+        """Make layers faster, their values the same; once, before first use.
 
         Where they would not be the same, the layers stay as they are, and a warning says so.
         """
-        prepare(self._model, self._run_probe, self._run_probe(), TOLERANCE[self._dtype])
+        expected, tolerance = self._run_probe(), TOLERANCE[self._dtype]
+        prepare(self._model, self._run_probe, expected, tolerance)
+        if self.packs:
+            compile_layers(self._model, self._run_probe, expected, tolerance)
 
     def quantize(self, calibration: Sequence[Ids]) -> None:
         """Put 8-bit linear layers in the places of float32 ones, once, before first use.
@@ -99,15 +119,14 @@ class Encoder:
     @torch.inference_mode()
     def _packed(self, inputs: Sequence[Ids]) -> Tensor:
         tokens = sum(map(len, inputs))
-        if self._device.type == "cpu":
-            pad = np.array([self.pad_id])
-            inputs = [*inputs, *[pad] * (_rounded(tokens) - tokens)]
-        ids = torch.from_numpy(np.concatenate(inputs)).to(self._device)[None]
+        pad = np.array([self.pad_id])
+        inputs = [*inputs, *[pad] * (_rounded(tokens, self._device) - tokens)]
+        ids = to_device([np.concatenate(inputs)], self._device)[0][None]
         packing = Packing(lengths_of(inputs), self._device, half=self._attends_half)
         options: dict[str, Any] = dict(self._options)
         if self._segments is not None:
             types = np.concatenate([self._segments(sequence) for sequence in inputs])
-            options["token_type_ids"] = torch.from_numpy(types).to(self._device)[None]
+            options["token_type_ids"] = to_device([types], self._device)[0][None]
         elif self._typed:
             options["token_type_ids"] = torch.zeros_like(ids)
         if self._placed:

@@ -22,20 +22,24 @@ from torch import Tensor
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe, hash_files
 from omai_ray.engines.device import choose_device, choose_dtype, keep_freed_memory
-from omai_ray.engines.embedding.encoder import Encoder, load_encoder
+from omai_ray.engines.embedding.arriving import Arriving
+from omai_ray.engines.embedding.encoder import Encoder, load_encoder, multiplied_weights
 from omai_ray.engines.embedding.head import Head, read_head, stated_head
 from omai_ray.engines.embedding.lanes import Lanes
-from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of, to_device
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong, InvalidRequest
 from omai_ray.text.embedding_input import EmbeddingTokenizer, encoder_directory
 
 _log = logging.getLogger(__name__)
 Vectors = npt.NDArray[np.float32]
 
-# Tokens that are embedded in one go: by one thread of a CPU, by all of them, by a GPU.
+# Tokens that are embedded in one go: by one thread of a CPU, by all of them.
 LANE_TOKENS = 2048
 STEP_TOKENS = 4096
-GPU_STEP_TOKENS = 16384
+# And by a GPU: as many as are some tens of milliseconds of work, within these bounds. Fewer would
+# not outlast what it takes to start them; more would hold up who comes meanwhile, and take memory.
+GPU_STEP_FLOPS = 2e13
+GPU_LEAST_TOKENS, GPU_MOST_TOKENS = 2**13, 2**16
 # A step of fewer is not worth sharing out.
 _LEAST_SHARED_TOKENS = 256
 # int8 that is further than this from float32 is a defect of the model's fit, not a choice.
@@ -60,7 +64,7 @@ class TokenEngine(ABC):
         self._device = choose_device(spec.num_gpus)
         self._dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
         on_cpu = self._device.type == "cpu"
-        self.step_tokens = STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
+        self.step_tokens = STEP_TOKENS
         if on_cpu:
             keep_freed_memory()
         self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
@@ -73,11 +77,13 @@ class TokenEngine(ABC):
         """Embed what `check` returned; inputs of like length share a forward."""
         lengths = lengths_of(arrays)
         vectors = np.empty((len(arrays), self.dimension), dtype=np.float32)
+        arriving = Arriving(vectors, self._device)
 
         def embed(rows: npt.NDArray[np.int64]) -> None:
-            vectors[rows] = self._forward([arrays[row] for row in rows], lengths[rows])
+            arriving.add(rows, self._forward([arrays[row] for row in rows], lengths[rows]))
 
         self._lanes.run(embed, self._batches(lengths))
+        arriving.finish()
         return vectors
 
     def check(self, inputs: Sequence[Sequence[int]]) -> list[Ids]:
@@ -115,6 +121,10 @@ class TokenEngine(ABC):
         budget = LANE_TOKENS if lanes > 1 else self.step_tokens
         falling = lengths[order]
         spent = np.cumsum(falling)
+        if self._device.type != "cpu" and self._packs:  # alike: a short one has a GPU wait
+            steps = -(-tokens // budget)
+            ends = np.searchsorted(spent, np.arange(1, steps) * tokens / steps)
+            return [rows for rows in np.split(order, ends) if len(rows)]
         batches, start = [], 0
         while start < len(order):
             if self._packs:
@@ -128,8 +138,14 @@ class TokenEngine(ABC):
             start = end
         return batches
 
+    def _fit_steps(self, weights: int) -> None:
+        """Set the size of a GPU's steps for a model of so many weights a token."""
+        if self._device.type != "cpu":
+            fitting = int(GPU_STEP_FLOPS / (2 * weights))
+            self.step_tokens = min(max(fitting, GPU_LEAST_TOKENS), GPU_MOST_TOKENS)
+
     @abstractmethod
-    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
+    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
         """Return float32 [N, D] for inputs of a batch, longest first."""
 
 
@@ -147,10 +163,11 @@ class EmbeddingEngine(TokenEngine):
         self.tokenizer = EmbeddingTokenizer(self._directory, spec.context, spec.prompt)
         super().__init__(spec, self.tokenizer.context)
         model = load_encoder(encoder_files, self._dtype, self._device)
+        self._fit_steps(multiplied_weights(model))
         self._encoder = Encoder(model, self._dtype, self.context)
         self._packs = self._encoder.packs
         self.vocab_size = self._encoder.vocab_size
-        self._head = _choose_head(spec, self._directory, self._encoder.width)
+        self._head = _choose_head(spec, self._directory, self._encoder.width, self._device)
         self.dimension = self._head.dimension
         prompt = [] if self._head.include_prompt else self.tokenizer.prompt_ids()
         self._unpooled = np.asarray(prompt, dtype=np.int64)
@@ -166,13 +183,12 @@ class EmbeddingEngine(TokenEngine):
         return self.tokenizer.encode(texts)
 
     @torch.inference_mode()
-    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
+    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
         hidden = self._encoder(inputs)
-        places = Packing(lengths, self._device).positions
-        counts = torch.from_numpy(lengths).to(self._device)
-        skipped = self._prompt_tokens(inputs)
-        vectors: Vectors = self._head(hidden, counts, places, skipped).cpu().numpy()
-        return vectors
+        (counts,) = to_device([lengths], self._device)
+        placed = self._head.uses_places
+        places = Packing(lengths, self._device).positions if placed else counts
+        return self._head(hidden, counts, places, self._prompt_tokens(inputs))
 
     def _prompt_tokens(self, inputs: list[Ids]) -> Tensor | None:
         """Return how many tokens at the start of each input are a prompt that is not pooled."""
@@ -230,7 +246,7 @@ class EmbeddingEngine(TokenEngine):
         }
 
 
-def _choose_head(spec: ModelSpec, directory: Path, width: int) -> Head:
+def _choose_head(spec: ModelSpec, directory: Path, width: int, device: torch.device) -> Head:
     """Return the checkpoint's own head, or for a bare encoder the one its entry states."""
     if (directory / "modules.json").is_file():
         if spec.pooling is not None:
@@ -238,7 +254,7 @@ def _choose_head(spec: ModelSpec, directory: Path, width: int) -> Head:
                 f"model '{spec.name}': pooling is given, and {directory}/modules.json states its "
                 "own; remove one of them"
             )
-        return read_head(directory, width)
+        return read_head(directory, width, device)
     if spec.pooling is None:
         raise CheckpointError(
             f"{directory}: no modules.json, so its pooling is unknown; give `pooling` in the "

@@ -19,6 +19,12 @@ from omai_ray.text.embedding_input import read_modules
 from omai_ray.text.tokenizer import read_json
 
 Step = Callable[[Tensor], Tensor]
+Weights = dict[str, Tensor]
+
+
+def _reduce(values: Tensor, how: str, lengths: Tensor) -> Tensor:
+    """Reduce each sequence of values [T, ...]; that lengths add up to T is known, not looked at."""
+    return torch.segment_reduce(values, how, lengths=lengths, axis=0, unsafe=True)
 
 
 def mean_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
@@ -28,12 +34,12 @@ def mean_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
     each has. places: int64 [T], where each stands in its sequence, from 0. Returns float32 [N, D].
     Source: Reimers & Gurevych 2019, section 3.
     """
-    return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
+    return _reduce(hidden, "mean", lengths)
 
 
 def mean_sqrt_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
     """Sum each sequence's vectors over the square root of their number; shapes as in mean_pool."""
-    return torch.segment_reduce(hidden, "sum", lengths=lengths, axis=0) / lengths.sqrt()[:, None]
+    return _reduce(hidden, "sum", lengths) / lengths.sqrt()[:, None]
 
 
 def weighted_mean_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
@@ -42,13 +48,13 @@ def weighted_mean_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tenso
     Source: Muennighoff 2022, section 4.
     """
     weights = (places + 1).to(hidden.dtype)
-    summed = torch.segment_reduce(hidden * weights[:, None], "sum", lengths=lengths, axis=0)
-    return summed / torch.segment_reduce(weights, "sum", lengths=lengths, axis=0)[:, None]
+    summed = _reduce(hidden * weights[:, None], "sum", lengths)
+    return summed / _reduce(weights, "sum", lengths)[:, None]
 
 
 def max_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
     """Take each dimension's largest value in a sequence; shapes as in mean_pool."""
-    return torch.segment_reduce(hidden, "max", lengths=lengths, axis=0)
+    return _reduce(hidden, "max", lengths)
 
 
 def cls_pool(hidden: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
@@ -96,12 +102,18 @@ class Head:
     described: tuple[Any, ...]
     dimension: int
 
+    @property
+    def uses_places(self) -> bool:
+        """Whether it matters where a token stands in its sequence."""
+        return not self.include_prompt or "weightedmean" in self.pooling
+
     def __call__(
         self, hidden: Tensor, lengths: Tensor, places: Tensor, skipped: Tensor | None
     ) -> Tensor:
         """Return float32 [N, D] for hidden [T, W], the vectors of N sequences end to end.
 
-        lengths: int64 [N]. places: int64 [T], where each token stands in its sequence, from 0.
+        lengths: int64 [N]. places: int64 [T], where each token stands in its sequence, from 0; of
+        any value where `uses_places` is not set.
         skipped: int64 [N], tokens at the start of each sequence that pooling leaves out, or None
         for none at all; a sequence that is nothing else keeps its last.
         """
@@ -123,9 +135,10 @@ def stated_head(pooling: Pooling, unit_length: bool, width: int) -> Head:
     return Head((pooling,), True, steps, (pooling, unit_length), width)
 
 
-def read_head(directory: Path, width: int) -> Head:
+def read_head(directory: Path, width: int, device: torch.device | None = None) -> Head:
     """Return the head that a checkpoint's modules.json describes, for an encoder of this width.
 
+    device: where its vectors are, the CPU where None.
     Raises CheckpointError, naming the module, for one that is not supported.
     """
     path = directory / "modules.json"
@@ -142,7 +155,8 @@ def read_head(directory: Path, width: int) -> Head:
             head = _read_pooling(folder / "config.json", config, width)
             width = head.dimension
         elif kind in _READERS:
-            step, width = _READERS[kind](folder, config, width)
+            weights = _weights(folder, device) if kind in _WEIGHTED else {}
+            step, width = _READERS[kind](folder, config, weights, width)
             steps.append(step)
             described.append([kind, config])
         elif kind != "Dropout":
@@ -177,16 +191,19 @@ def _unit_length(vectors: Tensor) -> Tensor:
     return normalize(vectors, dim=-1)
 
 
-def _read_normalize(folder: Path, config: dict[str, Any], width: int) -> tuple[Step, int]:
+def _read_normalize(
+    folder: Path, config: dict[str, Any], weights: Weights, width: int
+) -> tuple[Step, int]:
     _check_fields(folder, config)
     return _unit_length, width
 
 
-def _read_dense(folder: Path, config: dict[str, Any], width: int) -> tuple[Step, int]:
+def _read_dense(
+    folder: Path, config: dict[str, Any], weights: Weights, width: int
+) -> tuple[Step, int]:
     _check_fields(folder, config)
     given = str(config.get("activation_function") or "torch.nn.Identity")
     activation = named_activation(given, f"{folder}/config.json: activation_function")
-    weights = _weights(folder)
     weight, bias = weights.get("linear.weight"), weights.get("linear.bias")
     if weight is None or weight.shape[1] != width:
         found = "none" if weight is None else f"{tuple(weight.shape)}"
@@ -202,19 +219,21 @@ def _read_dense(folder: Path, config: dict[str, Any], width: int) -> tuple[Step,
     return dense, int(weight.shape[0])
 
 
-def _read_layer_norm(folder: Path, config: dict[str, Any], width: int) -> tuple[Step, int]:
-    weights = _weights(folder)
+def _read_layer_norm(
+    folder: Path, config: dict[str, Any], weights: Weights, width: int
+) -> tuple[Step, int]:
     weight, bias = weights.get("norm.weight"), weights.get("norm.bias")
     if weight is None or weight.shape != (width,):
         raise CheckpointError(f"{folder}: LayerNorm must have weights for vectors of {width}")
     return lambda vectors: layer_norm(vectors, (width,), weight, bias), width
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Any], int], tuple[Step, int]]] = {
+_READERS: dict[str, Callable[[Path, dict[str, Any], Weights, int], tuple[Step, int]]] = {
     "Dense": _read_dense,
     "LayerNorm": _read_layer_norm,
     "Normalize": _read_normalize,
 }
+_WEIGHTED = {"Dense", "LayerNorm"}
 
 
 def _check_fields(folder: Path, config: dict[str, Any]) -> None:
@@ -243,13 +262,13 @@ def named_activation(given: str, where: str) -> nn.Module:
         raise CheckpointError(f"{where} {error}") from error
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def _weights(folder: Path, device: torch.device | None) -> Weights:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(
             f"{folder}: no model.safetensors; save the model with a current sentence-transformers"
         )
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        return {name: tensor.to(device, torch.float32) for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error

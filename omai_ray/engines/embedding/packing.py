@@ -32,6 +32,14 @@ def padded(inputs: Sequence[Ids], filler: int) -> tuple[Ids, npt.NDArray[np.bool
     return rows, real
 
 
+def to_device(arrays: Sequence[Ids], device: torch.device) -> list[Tensor]:
+    """Return arrays as tensors on a device: one copy for all, which a GPU need not wait for."""
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type != "cpu":
+        joined = joined.pin_memory().to(device, non_blocking=True)
+    return list(torch.split(joined, [len(array) for array in arrays]))
+
+
 def round_up(number: int, steps: int) -> int:
     """Return the next number of a scale that has `steps` in each doubling, and all below twice it.
 
@@ -69,17 +77,21 @@ class Packing:
         self, lengths: npt.NDArray[np.int64], device: torch.device, *, half: bool = False
     ) -> None:
         self.lengths = lengths
+        self.longest = int(lengths.max())
         self.half = half
         self.ends = np.cumsum(lengths)
         self.starts = self.ends - lengths
         self.device = device
+        edges = np.append(self.starts, self.ends[-1])
+        # Where sequences start, and where the last ends: int32 [N + 1]. Read by compiled layers.
+        self.boundaries = to_device([edges], device)[0].int()
         self._windows: dict[tuple[int, int, bool], Tensor] = {}
 
     @cached_property
     def positions(self) -> Tensor:
         """The place of each token in its sequence, int64 [T]."""
         flat = np.arange(self.ends[-1]) - np.repeat(self.starts, self.lengths)
-        return torch.from_numpy(flat).to(self.device)
+        return to_device([flat], self.device)[0]
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -99,13 +111,6 @@ class Packing:
             _block(list(groups), length)
             for length, groups in itertools.groupby(self.groups, lambda group: _padded(group[2]))
         ]
-
-    @cached_property
-    def boundaries(self) -> Tensor:
-        """Where sequences start, and where the last ends: int32 [N + 1]."""
-        return torch.from_numpy(np.append(self.starts, self.ends[-1]).astype(np.int32)).to(
-            self.device
-        )
 
     def window(self, length: int, width: int, causal: bool) -> Tensor:
         """Return bool [length, length], True where a token (row) may look at another.

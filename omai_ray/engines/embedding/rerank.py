@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe
 from omai_ray.engines.embedding.cross_encoder import CrossEncoder
-from omai_ray.engines.embedding.engine import TokenEngine, Vectors
+from omai_ray.engines.embedding.engine import TokenEngine
 from omai_ray.engines.embedding.head import named_activation
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import CheckpointError
@@ -40,10 +40,11 @@ class RerankEngine(TokenEngine):
         self._model = CrossEncoder(files, self.tokenizer, self._dtype, self._device)
         self._packs = self._model.packs
         self.vocab_size = self._model.vocab_size
+        self._fit_steps(self._model.weights)
 
     @torch.inference_mode()
-    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Vectors:
-        scores: Vectors = self._activation(self._model(inputs)).cpu().numpy()
+    def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
+        scores: Tensor = self._activation(self._model(inputs))
         return scores
 
 
