@@ -41,7 +41,6 @@ from transformers import AutoModel, BertConfig, Qwen3Config  # noqa: E402
 
 from benchmarks.embedding import docstrings  # noqa: E402
 from omai_ray.catalog import ModelSpec, locate  # noqa: E402
-from omai_ray.engines.embedding.compiled import repeated_layers  # noqa: E402
 from omai_ray.engines.embedding.engine import EmbeddingEngine  # noqa: E402
 
 Embed = Callable[[list[str]], Any]
@@ -243,7 +242,7 @@ def measure(
     loaded_s = time.perf_counter() - started
     print(
         f"{shape.name}: loaded in {loaded_s:.1f} s, packs {engine._encoder.packs}, "
-        f"compiled {is_compiled(engine)}, steps of {engine.step_tokens} tokens"
+        f"steps of {engine.step_tokens} tokens"
     )
     model = load_peer(directory, torch.bfloat16, device)
     some = texts[: shape.texts // 4]
@@ -303,18 +302,12 @@ def measure(
         f"batch_size_sentence_transformers_{name}": best,
         f"texts_{name}": count,
         f"mean_tokens_{name}": round(float(lengths.mean()), 1),
-        f"compiled_{name}": is_compiled(engine),
         f"packs_{name}": engine._encoder.packs,
     }
 
 
-def is_compiled(engine: EmbeddingEngine) -> bool:
-    """Tell whether the layers are compiled."""
-    return any("forward" in vars(layer) for layer in repeated_layers(engine._encoder._model))
-
-
 def show_detail(engine: EmbeddingEngine, ids: list[list[int]]) -> None:
-    """Print where the time goes: by the size of a step, by kernel, and without the compiler."""
+    """Print where the time goes: by the size of a step and by kernel."""
     ids = ids[:8192]
     usual = engine.step_tokens
     for tokens in (8192, 16384, 32768, 65536, 131072):
@@ -335,14 +328,6 @@ def show_detail(engine: EmbeddingEngine, ids: list[list[int]]) -> None:
         by_kernel = profile.key_averages()
         print(f"one step of {sum(map(len, step))} tokens:")
         print(by_kernel.table("self_cuda_time_total", row_limit=18, max_name_column_width=60))
-    layers = repeated_layers(engine._encoder._model)
-    compiled = [vars(layer).pop("forward", None) for layer in layers]
-    if any(compiled):
-        engine.embed_ids(ids)
-        rate = len(ids) / seconds(lambda: engine.embed_ids(ids))
-        print(f"without the compiler: {rate:.0f} texts/s")
-        for layer, forward in zip(layers, compiled, strict=True):
-            layer.forward = forward
 
 
 def main() -> int:

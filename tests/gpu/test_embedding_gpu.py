@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from transformers import (
 )
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.engines.embedding import compiled
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
-from omai_ray.engines.embedding.compiled import repeated_layers
 from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import ServerError
@@ -91,7 +88,6 @@ def test_bfloat16_is_near_float32_on_a_cpu(
         engine = load(tmp_path)
     assert not [record for record in caplog.records if record.name.startswith("omai_ray")]
     assert engine._encoder.packs
-    assert "forward" in vars(repeated_layers(engine._encoder._model)[0])
     assert cosines(engine.embed_ids(inputs(*LENGTHS)), reference).min() >= 0.999
 
 
@@ -154,25 +150,6 @@ def test_a_step_never_waits_for_the_gpu(bert: EmbeddingEngine) -> None:
         bert._forward(arrays, lengths)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_model_that_cannot_be_compiled_runs_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With a warning, and the same vectors."""
-
-    def refuse(*_: Any, **__: Any) -> Callable[..., Any]:
-        def fail(*_: Any, **__: Any) -> Any:
-            raise RuntimeError("no C compiler")
-
-        return fail
-
-    save_embedding_checkpoint(tmp_path, width=64)
-    reference = load(tmp_path).embed_ids(inputs(*LENGTHS))
-    monkeypatch.setattr(compiled.torch, "compile", refuse)
-    engine = load(tmp_path)
-    assert "cannot be compiled for this GPU, so it is slower: RuntimeError: no C" in caplog.text
-    assert cosines(engine.embed_ids(inputs(*LENGTHS)), reference).min() >= 0.9999
 
 
 class Broken(nn.Module):

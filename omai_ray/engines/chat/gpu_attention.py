@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from omai_ray.engines.flash import flash_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,14 @@ class Chunks:
         rows = slice(self.first, None)
         keys.index_copy_(0, self.places, key[rows])
         values.index_copy_(0, self.places, value[rows])
-        # varlen_attn of torch before 2.13 does not pass `seqused_k` on, so what it calls is called.
-        attended: Any = torch.ops.aten._flash_attention_forward(
-            *(query[rows].contiguous(), keys, values, self.bounds, self.starts),
-            *(self.most_rows, self.most_seen, 0.0, True, False),
+        out[rows] = flash_attention(
+            *(query[rows], keys, values, self.bounds, self.starts),
+            *(self.most_rows, self.most_seen),
             scale=scale,
-            window_size_left=-1 if window is None else window - 1,
-            window_size_right=0,
-            seqused_k=self.seen,
+            causal=True,
+            window=window,
+            seen=self.seen,
         )
-        out[rows] = attended[0]
 
 
 def layout(

@@ -34,12 +34,12 @@ from omai_ray.engines.chat.slot_attention import (
     Step,
 )
 from omai_ray.engines.device import choose_device, choose_dtype, has_bfloat16, keep_freed_memory
+from omai_ray.engines.flash import HALF
 from omai_ray.engines.native.kernels import kernels
 from omai_ray.engines.prepare import differs, prepare
 from omai_ray.errors import CheckpointError
 
 LEAST_EXTENT = 64
-_FLASH = (torch.float16, torch.bfloat16)
 # So many that their products fill the device, and no more: others wait for a step to end.
 _STEP_TOKENS = {"cpu": 512, "cuda": 2048}
 _log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class TransformersRunner:
         on_cpu = self._device.type == "cpu"
         self._half = on_cpu and dtype == torch.bfloat16 and has_bfloat16()
         self._kernels = kernels(dtype, self._device.type)
-        # Flash attention takes these only.
-        self._packs = not on_cpu and self._kernels is not None and dtype in _FLASH
+        self._packs = not on_cpu and self._kernels is not None and dtype in HALF
         self.step_tokens = _STEP_TOKENS[self._device.type]
         if on_cpu:
             keep_freed_memory()

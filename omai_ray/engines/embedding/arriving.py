@@ -27,7 +27,7 @@ class Arriving:
             return
         copied = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
         copied.copy_(made, non_blocking=True)
-        ready = torch.cuda.Event(blocking=True)
+        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         ready.record()
         self.finish()
         self._last = rows, copied, ready

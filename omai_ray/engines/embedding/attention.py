@@ -16,11 +16,10 @@ from transformers import AttentionInterface
 
 from omai_ray.engines.embedding.half_attention import attend_half
 from omai_ray.engines.embedding.packing import Packing
-from omai_ray.engines.embedding.varlen import attend_varlen
+from omai_ray.engines.flash import flash_attention, has_flash
 
 IMPLEMENTATION = "omai_packed"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
-HALF = (torch.float16, torch.bfloat16)
 
 
 class CannotPackError(Exception):
@@ -50,12 +49,15 @@ def packed_attention(
         raise CannotPackError(f"its attention uses {', '.join(unsupported) or 'a mask of its own'}")
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", False))
-    if has_varlen(query):
-        by_token = [states[0].transpose(0, 1) for states in (query, key, value)]
-        scale = scaling or query.shape[3] ** -0.5
-        window = -1 if sliding_window is None else sliding_window - 1
-        seen = attend_varlen(
-            *by_token, packing.boundaries, packing.longest, scale, is_causal, window
+    if has_flash(query):
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        seen = flash_attention(
+            *(q, k, v),
+            *(packing.boundaries, packing.boundaries),
+            *(packing.longest, packing.longest),
+            scale=scaling or query.shape[3] ** -0.5,
+            causal=is_causal,
+            window=sliding_window,
         )
         return seen.unsqueeze(0), None
     windowed = sliding_window is not None and packing.longest >= sliding_window
@@ -89,11 +91,6 @@ def packed_attention(
             )
         )
     return attended.unsqueeze(0), None
-
-
-def has_varlen(states: Tensor) -> bool:
-    """Tell whether one kernel attends to all sequences of these states."""
-    return states.is_cuda and states.dtype in HALF
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
 from omai_ray.engines.device import has_bfloat16
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
-from omai_ray.engines.embedding.compiled import compile_layers
 from omai_ray.engines.embedding.int8 import observe, quantized
 from omai_ray.engines.embedding.packing import (
     Ids,
@@ -103,8 +102,6 @@ class Encoder:
         """
         expected, tolerance = self._run_probe(), TOLERANCE[self._dtype]
         prepare(self._model, self._run_probe, expected, tolerance)
-        if self.packs:
-            compile_layers(self._model, self._run_probe, expected, tolerance)
 
     def quantize(self, calibration: Sequence[Ids]) -> None:
         """Put 8-bit linear layers in the places of float32 ones, once, before first use.

@@ -83,7 +83,7 @@ class Packing:
         self.starts = self.ends - lengths
         self.device = device
         edges = np.append(self.starts, self.ends[-1])
-        # Where sequences start, and where the last ends: int32 [N + 1]. Read by compiled layers.
+        # Where sequences start, and where the last ends: int32 [N + 1].
         self.boundaries = to_device([edges], device)[0].int()
         self._windows: dict[tuple[int, int, bool], Tensor] = {}
 
