@@ -19,6 +19,7 @@ class Runner:
         self, name: str, model: Path, new_tokens: int, folder: Path, device: str = "cpu"
     ) -> None:
         self._log = folder / f"{name}.log"
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(RUNNER), name, str(model), str(new_tokens), device],
@@ -26,7 +27,7 @@ class Runner:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
             )
         if self._answer() != "ready":
             raise SystemExit(f"{name} could not be started: {self._tail()}")
