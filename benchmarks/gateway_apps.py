@@ -24,20 +24,24 @@ MANY = 1000
 
 
 class StubChat:
-    """Answers without a model: whole at once, or in WORDS pieces where so many tokens may come.
+    """Answers without a model: whole at once, or streamed in WORDS pieces.
 
     The bare application has methods of its own, which give it text alone.
     """
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield as a chat replica does."""
-        if job.max_new_tokens < stub.WORDS:
-            yield [ChatDelta(0, stub.ANSWER, tokens=9, finish="stop")]
-            return
         for left in range(stub.WORDS - 1, -1, -1):
             yield [ChatDelta(0, stub.WORD, tokens=1, finish=None if left else "stop")]
 
-    async def answer(self, messages: list[Any]) -> str:
+    async def answer(self, job: ChatJob) -> list[ChatDelta]:
+        """Return what a chat replica does."""
+        return [ChatDelta(0, stub.ANSWER, tokens=9, finish="stop")]
+
+    async def so_far(self, request_id: str, *, end: bool) -> None:
+        """Return None: whole answers are given at once."""
+
+    async def text(self, messages: list[Any]) -> str:
         """Return a whole answer."""
         return stub.ANSWER
 
@@ -83,7 +87,7 @@ class Bare:
         body = orjson.loads(await request.body())
         if body.get("stream"):
             return StreamingResponse(self._frames(body["messages"]), media_type="text/event-stream")
-        text = await self._chat.answer.remote(body["messages"])
+        text = await self._chat.text.remote(body["messages"])
         return Response(stub.completion(text), media_type="application/json")
 
     async def _frames(self, messages: list[Any]) -> AsyncIterator[bytes]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
+    RayServeException,
     ReplicaUnavailableError,
 )
 from ray.serve.handle import DeploymentHandle
@@ -24,6 +25,8 @@ from omai_ray.errors import OMAiError, Overloaded, ServerError
 _log = logging.getLogger(__name__)
 # How long a replica may say nothing: beyond the longest queue, short of for ever.
 PATIENCE_S = 300.0
+# How long, and how often, replicas are asked for what they have of an answer.
+_ASKED_S, _ASK_TIMEOUT_S, _ASK_AGAIN_S = 4.0, 2.0, 0.2
 # What crosses is data; cloudpickle, the default, is for code, and takes thrice as long.
 _PICKLE = "pickle"
 
@@ -32,13 +35,10 @@ class HandleChatBackend:
     """Implements ChatBackend over a chat deployment."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
-        self._streaming = handle.options(
-            stream=True,
-            method_name="stream",
-            request_serialization=_PICKLE,
-            response_serialization=_PICKLE,
-        )
+        data = handle.options(request_serialization=_PICKLE, response_serialization=_PICKLE)
+        self._handle = data
+        self._answering = data.options(method_name="answer")
+        self._streaming = data.options(method_name="stream", stream=True)
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain; leaving early cancels the replica's generator."""
@@ -53,6 +53,67 @@ class HandleChatBackend:
                 return
             finally:
                 response.cancel()
+
+    async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        """Complete the choices in one call; leaving early ends it, and keeps what there is."""
+        with domain_errors():
+            response: Any = self._answering.remote(job)
+            call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
+            try:
+                gained = await self._patiently(call, job)
+            except (asyncio.CancelledError, TimeoutError):
+                response.cancel()
+                call.cancel()
+                asking = asyncio.create_task(self._ended(call, job))
+                while not asking.done():  # Serve may cancel a request more than once
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.shield(asking)
+                _absorb(choices, asking.result())
+                raise
+        _absorb(choices, gained)
+
+    async def _patiently(
+        self, call: asyncio.Future[list[ChatDelta]], job: ChatJob
+    ) -> list[ChatDelta]:
+        """Wait for as long as the answer grows within PATIENCE_S."""
+        tokens = 0
+        while True:
+            done, _ = await asyncio.wait({call}, timeout=PATIENCE_S)
+            if done:
+                return call.result()
+            before, tokens = tokens, sum(c.tokens for c in await self._so_far(job, end=False))
+            if tokens <= before:
+                raise TimeoutError
+
+    async def _ended(self, call: asyncio.Future[list[ChatDelta]], job: ChatJob) -> list[ChatDelta]:
+        """End a cancelled call; return what its answer had."""
+        await asyncio.gather(call, return_exceptions=True)
+        return await self._so_far(job, end=True)
+
+    async def _so_far(self, job: ChatJob, *, end: bool) -> list[ChatDelta]:
+        """Return what the replica that has the job has of its answer, [] where none has it.
+
+        A call that was cancelled brings nothing back, so it is asked for: of every replica, as
+        Serve does not say which one it is.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _ASKED_S
+        while True:
+            try:
+                asked = self._handle.broadcast("so_far", job.request_id, end=end)
+                said = await asked.results_async(timeout_s=_ASK_TIMEOUT_S, return_exceptions=True)
+            except (RayError, RayServeException, TimeoutError) as error:
+                said = [error]
+            failures = [what for what in said if isinstance(what, BaseException)]
+            found = [what for what in said if isinstance(what, list)]
+            if found:
+                return found[0]
+            if not failures or isinstance(failures[0], DeploymentUnavailableError):
+                return []
+            if loop.time() > deadline_s:
+                _log.warning("what an answer had is unknown: %s", type(failures[0]).__name__)
+                return []
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def ready(self) -> None:
         """Return once a replica answers."""
@@ -84,7 +145,12 @@ class HandleEmbeddingBackend:
             await self._handle.ready.remote()
 
 
-@contextmanager
+def _absorb(choices: list[ChatDelta], gained: list[ChatDelta]) -> None:
+    for choice, delta in zip(choices, gained, strict=False):
+        choice.absorb(delta)
+
+
+@contextlib.contextmanager
 def domain_errors() -> Iterator[None]:
     """Raise the replica's own OMAiError, or ours for what Ray reports of a replica."""
     try:

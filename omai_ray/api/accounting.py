@@ -82,10 +82,11 @@ class Meter:
         self._first_token_s: float | None = None
         self._closing: asyncio.Task[None] | None = None
 
-    def note_first_token(self) -> None:
-        """Say that there is something of the answer; the first call counts."""
-        if self._first_token_s is None:
-            self._first_token_s = perf_counter()
+    def note_first_token(self, age_s: float = 0.0) -> None:
+        """Say that there is something of the answer, since age_s; the earliest counts."""
+        came_s = perf_counter() - age_s
+        if self._first_token_s is None or came_s < self._first_token_s:
+            self._first_token_s = came_s
 
     @property
     def total_tokens(self) -> int:

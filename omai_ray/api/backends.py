@@ -21,6 +21,12 @@ class ChatBackend(Protocol):
     def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain. Leaving early cancels. Raises OMAiError subclasses."""
 
+    async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        """Complete the choices, one for each of the job's n. Raises OMAiError subclasses.
+
+        Where it is cancelled, the choices have what was generated until then.
+        """
+
     async def ready(self) -> None:
         """Return once a replica can answer."""
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from omai_ray.api.sse import DONE, frame, stream_events, while_connected
 from omai_ray.engines.chat.protocol import SamplingParams
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import ContextTooLong, InvalidRequest, OMAiError
+from omai_ray.tasks import alongside, run_all
 from omai_ray.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -139,20 +140,25 @@ class Answering:
     def __init__(
         self, backend: ChatBackend, jobs: Sequence[ChatJob], meter: Meter, form: Form
     ) -> None:
+        self._backend = backend
         self._jobs = jobs
+        self._n = jobs[0].n
         self._meter = meter
         self._form = form
         self._cached = [0] * len(jobs)
         self._begun = [False] * len(jobs)
-        self._deltas = backend.stream(jobs[0]) if len(jobs) == 1 else _stream_all(backend, jobs)
 
     async def whole(self) -> Response:
         """Return the complete response; the usage is recorded when it does."""
-        choices = [ChatDelta(index) for index in range(len(self._jobs) * self._jobs[0].n)]
-        async with self._closing():
-            async for deltas in self._counted():
-                for delta in deltas:
-                    choices[delta.index].absorb(delta)
+        n = self._n
+        choices = [ChatDelta(index) for index in range(len(self._jobs) * n)]
+        async with self._meter.closing():
+            await run_all(
+                *(
+                    self._complete(job, choices[position * n : (position + 1) * n])
+                    for position, job in enumerate(self._jobs)
+                )
+            )
         usage = self._usage()
         alternatives = self._jobs[0].sampling.logprobs
         weight = usage.completion * (
@@ -162,8 +168,11 @@ class Answering:
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the response's events; the usage is recorded before the last one, or an error."""
-        async with self._closing():
-            async for deltas in self._counted():
+        jobs, backend = self._jobs, self._backend
+        stream = backend.stream(jobs[0]) if len(jobs) == 1 else _stream_all(backend, jobs)
+        async with self._meter.closing(), aclosing(stream):  # type: ignore[type-var]
+            async for deltas in stream:
+                self._count(deltas)
                 if frames := self._form.frames(deltas):
                     yield frames
         yield self._form.end(self._usage())
@@ -175,26 +184,27 @@ class Answering:
             error = internal_error()
         return self._form.failure(error)
 
-    async def _counted(self) -> AsyncIterator[list[ChatDelta]]:
-        meter, n = self._meter, self._jobs[0].n
-        async for deltas in self._deltas:
-            meter.note_first_token()
-            for delta in deltas:
-                job = delta.index // n
-                if not self._begun[job]:
-                    self._begun[job] = True
-                    meter.prompt_tokens += len(self._jobs[job].prompt_ids)
-                if delta.cached_tokens > self._cached[job]:
-                    self._cached[job] = delta.cached_tokens
-                    meter.cached_tokens = sum(self._cached)
-                meter.completion_tokens += delta.tokens
-                meter.finish_reason = delta.finish or meter.finish_reason
-            yield deltas
+    async def _complete(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        try:
+            await self._backend.answer(job, choices)
+        finally:
+            self._count(choices)
 
-    @asynccontextmanager
-    async def _closing(self) -> AsyncIterator[None]:
-        async with self._meter.closing(), aclosing(self._deltas):  # type: ignore[type-var]
-            yield
+    def _count(self, deltas: list[ChatDelta]) -> None:
+        meter = self._meter
+        for delta in deltas:
+            if not delta.tokens and delta.finish is None:
+                continue
+            meter.note_first_token(delta.age_s)
+            job = delta.index // self._n
+            if not self._begun[job]:
+                self._begun[job] = True
+                meter.prompt_tokens += len(self._jobs[job].prompt_ids)
+            if delta.cached_tokens > self._cached[job]:
+                self._cached[job] = delta.cached_tokens
+                meter.cached_tokens = sum(self._cached)
+            meter.completion_tokens += delta.tokens
+            meter.finish_reason = delta.finish or meter.finish_reason
 
     def _usage(self) -> TokenUsage:
         meter = self._meter
@@ -220,9 +230,8 @@ async def _stream_all(
         finally:
             await deltas.aclose()  # type: ignore[attr-defined]
 
-    tasks = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(jobs)]
-    running = len(tasks)
-    try:
+    running = len(jobs)
+    async with alongside(*(pump(*numbered) for numbered in enumerate(jobs))):
         while running:
             item = await queue.get()
             if isinstance(item, Exception):
@@ -231,10 +240,6 @@ async def _stream_all(
                 running -= 1
             else:
                 yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def completion_limit(served: ServedChat, prompt_tokens: int, wanted: int | None, param: str) -> int:

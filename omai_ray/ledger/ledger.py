@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, func, select, tuple_
+from sqlalchemy import ColumnElement, RowMapping, func, select, tuple_
 
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.store import Store
+from omai_ray.store.batches import Batch
 from omai_ray.store.store import overloaded
 from omai_ray.store.tables import usage, usage_hours, usage_months
 
@@ -225,51 +227,6 @@ class UsageLedger:
         async with self.store.reading() as connection:
             return int(await connection.scalar(statement) or 0)
 
-    def _insert(self, connection: Connection, records: list[UsageRecord]) -> None:
-        """Insert the records that are new, and add them to their accounts' months."""
-        rows = [asdict(record) for record in records]
-        insert = self.store.insert_new(usage).returning(usage.c.request_id)
-        new = set(connection.execute(insert, rows).scalars())
-        hours: dict[tuple[str, int, str, str], UsageTotals] = {}
-        months: dict[tuple[str, str], UsageTotals] = {}
-        for record in {record.request_id: record for record in reversed(records)}.values():
-            if record.request_id not in new:
-                continue
-            totals = UsageTotals.of(record)
-            hour = int(record.started_at // HOUR_S * HOUR_S)
-            key = (record.account_id, hour, record.model, record.key_id or "")
-            hours[key] = hours.get(key, UsageTotals()) + totals
-            month = (record.account_id, month_of(record.started_at))
-            months[month] = months.get(month, UsageTotals()) + totals
-        self._add_sums(connection, hours, months)
-
-    def _add_sums(
-        self,
-        connection: Connection,
-        hours: dict[tuple[str, int, str, str], UsageTotals],
-        months: dict[tuple[str, str], UsageTotals],
-    ) -> None:
-        if not hours:
-            return
-        by_hour = [
-            {
-                **dict(zip(("account_id", "hour", "model", "key_id"), key, strict=True)),
-                **asdict(totals),
-            }
-            for key, totals in sorted(hours.items())
-        ]
-        by_month = [
-            {
-                "account_id": account_id,
-                "month": month,
-                "requests": totals.requests,
-                "tokens": totals.prompt_tokens + totals.completion_tokens,
-            }
-            for (account_id, month), totals in sorted(months.items())
-        ]
-        connection.execute(self.store.insert_sums(usage_hours), by_hour)
-        connection.execute(self.store.insert_sums(usage_months), by_month)
-
     async def _write(self) -> None:
         """Commit groups until the queue is empty; a group leaves it only once it is durable."""
         retry_s = _FIRST_RETRY_S
@@ -289,7 +246,7 @@ class UsageLedger:
         """Commit a group; one that cannot be is split, so that a bad record fails alone."""
         try:
             records = [queued.record for queued in group]
-            await self.store.write(partial(self._insert, records=records))
+            await self.store.write(partial(_insert, records=records))
         except Overloaded:
             raise
         except Exception as error:
@@ -303,6 +260,35 @@ class UsageLedger:
             return
         for queued in group:
             _finish(queued.done, None)
+
+
+_values = attrgetter(*(column.name for column in usage.c))
+_sums = attrgetter(*(total.name for total in fields(UsageTotals)))
+
+
+def _insert(batch: Batch, records: list[UsageRecord]) -> None:
+    """Insert the records that are new, and add them to their accounts' hours and months."""
+    new = batch.insert_new(usage, [_values(record) for record in records])
+    hours: dict[tuple[str, int, str, str], UsageTotals] = {}
+    months: dict[tuple[str, str], UsageTotals] = {}
+    for record in records:
+        if record.request_id not in new:
+            continue
+        new.remove(record.request_id)  # the first of several is the one that was inserted
+        totals = UsageTotals.of(record)
+        hour = int(record.started_at // HOUR_S * HOUR_S)
+        key = (record.account_id, hour, record.model, record.key_id or "")
+        hours[key] = hours[key] + totals if key in hours else totals
+        month = (record.account_id, month_of(record.started_at))
+        months[month] = months[month] + totals if month in months else totals
+    if hours:
+        by_hour = [(*key, *_sums(totals)) for key, totals in sorted(hours.items())]
+        by_month = [
+            (*key, totals.requests, totals.prompt_tokens + totals.completion_tokens)
+            for key, totals in sorted(months.items())
+        ]
+        batch.insert_sums(usage_hours, by_hour)
+        batch.insert_sums(usage_months, by_month)
 
 
 def _row(found: RowMapping) -> UsageRow:

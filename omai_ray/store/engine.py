@@ -87,10 +87,10 @@ def create_writer(url: URL) -> Engine | None:
     if url.get_backend_name() != "sqlite":
         return None
     engine = sqlalchemy.create_engine(
-        url.set(drivername="sqlite"), hide_parameters=True, connect_args=_sqlite_arguments()
+        url.set(drivername="sqlite"), connect_args=_sqlite_arguments()
     )
     _prepare(engine)
-    return engine.execution_options(**{WRITE_OPTION: True})
+    return engine
 
 
 def _sqlite_arguments() -> dict[str, Any]:

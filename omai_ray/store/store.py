@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import cache
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Insert, Table
+from sqlalchemy import URL, Engine, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from omai_ray.errors import ConfigError, Overloaded, ServerError
+from omai_ray.store.batches import Batch, PostgresqlBatch, sqlite_batch
 from omai_ray.store.engine import (
     BUSY_S,
     DEADLINE_S,
@@ -113,7 +114,7 @@ class Store:
         async with _translated(), self._turn, self._writing.begin() as connection:
             yield connection
 
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
+    async def write(self, work: Callable[[Batch], Result]) -> Result:
         """Return what `work` does in a transaction, committed at its end; errors as `writing`'s.
 
         On SQLite all of it is done in one thread: `writing` crosses to its thread and back for
@@ -123,11 +124,11 @@ class Store:
         writer = self._writer
         if writer is None:
             async with self.writing() as connection:
-                return await connection.run_sync(work)
+                return await connection.run_sync(lambda sync: work(PostgresqlBatch(sync)))
 
         def transaction() -> Result:
-            with writer.begin() as connection:
-                return work(connection)
+            with sqlite_batch(writer) as batch:
+                return work(batch)
 
         async with _translated(), self._turn:
             return await asyncio.to_thread(transaction)
@@ -145,28 +146,11 @@ class Store:
         """Return an INSERT that leaves rows alone whose primary key is already there."""
         return _insert_new(self._engine.dialect.name, table)
 
-    def insert_sums(self, table: Table) -> Insert:
-        """Return an INSERT that adds to the row whose primary key is already there.
 
-        In one transaction, insert in the keys' order: two may otherwise wait for each other.
-        """
-        return _insert_sums(self._engine.dialect.name, table)
-
-
-@cache  # to build them takes longer than to run them
+@cache  # to build it takes longer than to run it
 def _insert_new(dialect: str, table: Table) -> Insert:
-    return _insert(dialect, table).on_conflict_do_nothing()
-
-
-@cache
-def _insert_sums(dialect: str, table: Table) -> Insert:
-    insert = _insert(dialect, table)
-    sums = {c.name: c + insert.excluded[c.name] for c in table.c if not c.primary_key}
-    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=sums)
-
-
-def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing()
 
 
 async def schema_of(url: str) -> str | None:
@@ -193,7 +177,7 @@ async def _translated() -> AsyncIterator[None]:
             yield
     except IntegrityError:
         raise
-    except (SQLAlchemyError, TimeoutError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, TimeoutError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         _log.error("database: %s: %s", type(cause).__name__, cause)
         if _is_away(error):
@@ -219,15 +203,15 @@ def overloaded() -> Overloaded:
 
 def _is_away(error: Exception) -> bool:
     """Whether the database, not the statement, is at fault."""
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None)
-        if state is not None and state.startswith(_POSTGRESQL_AWAY):
-            return True
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        if code is not None:
-            return code & 0xFF in _SQLITE_AWAY  # SQLite calls everything operational
-        if error.connection_invalidated:
-            return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    if state is not None and state.startswith(_POSTGRESQL_AWAY):
+        return True
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _SQLITE_AWAY  # SQLite calls everything operational
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
     return isinstance(
         error, OperationalError | InterfaceError | PoolTimeout | TimeoutError | OSError
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,26 +41,40 @@ HELLO = [{"role": "user", "content": "Hello, how are you?"}]
 
 
 class EngineChat:
-    """A chat backend in this process; `failure` is raised in place of the delta at that index."""
+    """A chat backend in this process.
+
+    `failure` is raised in place of the delta at that index, and of any whole answer.
+    """
 
     def __init__(self, generator: ChatGenerator) -> None:
         self._generator = generator
         self.failure: tuple[int, Exception] | None = None
-        self.open_streams = 0
+        self.running = 0
         self.opened = asyncio.Event()
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
-        self.open_streams += 1
-        self.opened.set()
-        try:
+        with self._counting():
             index = 0
             async for deltas in self._generator.stream(job):
                 if self.failure is not None and index == self.failure[0]:
                     raise self.failure[1]
                 index += 1
                 yield deltas
+
+    async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        with self._counting():
+            if self.failure is not None:
+                raise self.failure[1]
+            await self._generator.answer(job, choices)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        self.running += 1
+        self.opened.set()
+        try:
+            yield
         finally:
-            self.open_streams -= 1
+            self.running -= 1
 
     async def ready(self) -> None:
         if self.failure is not None:

@@ -247,7 +247,7 @@ async def test_a_failure_in_mid_stream_is_an_event_and_no_done(api: Api) -> None
     check_error(last, type="server_error", code="internal_error", param=None)
     assert "canary-in-exception" not in response.text
     assert response.headers["x-request-id"] in last["error"]["message"]
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
 
 
 async def test_an_unexpected_failure_is_a_500_without_its_text(api: Api) -> None:

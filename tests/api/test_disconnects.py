@@ -43,7 +43,7 @@ async def test_leaving_in_mid_stream_ends_settles_and_records(api: Api) -> None:
     await running
     assert exchange.status == 200
     assert b"[DONE]" not in exchange.body
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
     (row,) = await usage_rows(api)
     assert row["status"] == 499
     assert 0 < row["completion_tokens"] < 900
@@ -62,7 +62,7 @@ async def test_leaving_before_the_headers_are_out_settles_too(api: Api) -> None:
     await exchange.until_sent(1)
     exchange.left.set()
     await running
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
     (row,) = await usage_rows(api)
     assert row["status"] == 499
 
@@ -75,15 +75,19 @@ async def test_leaving_while_the_model_works_cancels_it(
     _, key = await api.key("basic")
     started, ended = asyncio.Event(), asyncio.Event()
 
-    async def never(_: object) -> AsyncIterator[list[ChatDelta]]:
+    async def waiting(*_: object) -> None:
         started.set()
         try:
             await asyncio.Event().wait()
-            yield []
         finally:
             ended.set()
 
+    async def never(_: object) -> AsyncIterator[list[ChatDelta]]:
+        await waiting()
+        yield []
+
     monkeypatch.setattr(api.chat, "stream", never)
+    monkeypatch.setattr(api.chat, "answer", waiting)
     body = json.dumps(chat_body(stream=stream)).encode()
     exchange = Exchange(api.app, "/v1/chat/completions", bearer(key), body)
     running = asyncio.create_task(exchange.run())
@@ -134,7 +138,7 @@ async def test_a_cancelled_request_is_settled_and_recorded(api: Api, stream: boo
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
     (row,) = await usage_rows(api)
     assert row["status"] == 499
 
@@ -173,7 +177,7 @@ async def test_a_connection_that_fails_is_a_client_that_left(
     monkeypatch.setattr(exchange, "_receive", broken)
     await exchange.run()
     assert b"[DONE]" not in exchange.body
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
     (row,) = await usage_rows(api)
     assert row["status"] == 499
 
@@ -217,7 +221,7 @@ async def test_a_hundred_leaving_clients_leave_nothing_behind(api: Api) -> None:
     for exchange in exchanges:
         exchange.left.set()
     await asyncio.gather(*running)
-    assert api.chat.open_streams == 0
+    assert api.chat.running == 0
     rows = await usage_rows(api)
     assert len(rows) == 100
     assert all(row["status"] == 499 or row["finish_reason"] == "length" for row in rows)

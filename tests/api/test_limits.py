@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from omai_ray.engines.chat.text import ChatDelta
 from omai_ray.errors import ServerError
 from omai_ray.ledger.ledger import UsageTotals
 from tests.api.conftest import CHAT, EMBEDDING, Api, bearer, events
@@ -95,12 +93,11 @@ async def test_a_request_that_fits_later_says_when(
     _, key = await api.key("basic")
     started = asyncio.Event()
 
-    async def never(_: object) -> AsyncIterator[list[ChatDelta]]:
+    async def never(*_: object) -> None:
         started.set()
         await asyncio.Event().wait()
-        yield []
 
-    monkeypatch.setattr(api.chat, "stream", never)
+    monkeypatch.setattr(api.chat, "answer", never)
     blocked = asyncio.create_task(api.complete(bearer(key), n=40, max_tokens=900))
     await started.wait()
     refused = await api.complete(bearer(key), n=5, max_tokens=900)

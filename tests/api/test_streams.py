@@ -40,6 +40,11 @@ class Sleeper:
         finally:
             self.closed.set()
 
+    async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        async for deltas in self.stream(job):
+            for delta in deltas:
+                choices[delta.index].absorb(delta)
+
     async def ready(self) -> None:
         pass
 

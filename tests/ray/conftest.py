@@ -88,6 +88,15 @@ class Served:
 
         self.with_registry(run)
 
+    def records(self, account_id: str) -> list[dict[str, Any]]:
+        """Return an account's usage records."""
+
+        async def read(registry: Registry) -> list[dict[str, Any]]:
+            exported = UsageLedger(registry.store).export(account_id)
+            return [record async for records in exported for record in records]
+
+        return self.with_registry(read)
+
     def requests_recorded(self, account_id: str) -> int:
         """Return how many requests of an account the ledger has."""
 

@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import ray
+from ray import serve
 from ray.serve import Application
 
 from deployments.app import app
@@ -123,6 +125,40 @@ def test_a_client_that_leaves_is_accounted_for(served: Served) -> None:
     lines = (served.settings.state_dir / "omai.log").read_text().splitlines()
     entry = next(e for e in map(json.loads, lines) if e.get("account") == account_id)
     assert 0 < entry["completion_tokens"] < 1900
+
+
+def test_a_client_that_leaves_a_whole_answer_pays_for_what_was_generated(served: Served) -> None:
+    """To the token, in all choices; the replica generates no more, and the rest is given back."""
+    account_id, key = served.create_key("basic")
+    limit, n, longest = 40_000, 20, 1900
+    body = CHAT | {"max_tokens": longest, "n": n, "logit_bias": {"70": 100}}
+    model = serve.get_deployment_handle("model-omai-gpt-4", "omai")
+
+    def generated(request_id: str) -> int:
+        (answer,) = model.broadcast("so_far", request_id, end=False).results()
+        return sum(choice.tokens for choice in answer)
+
+    def recorded(requests: int) -> bool:
+        return served.requests_recorded(account_id) == requests
+
+    with served.client(key) as client:
+        for attempt in range(1, 6):  # until the client has stayed for long enough
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body, timeout=2.0**attempt)
+            eventually(partial(recorded, attempt))
+            record = served.records(account_id)[-1]
+            if record["completion_tokens"]:
+                break
+        assert generated(record["request_id"]) == record["completion_tokens"]
+        assert 0 < record["completion_tokens"] < n * longest
+        assert 0 < record["first_token_ms"] <= record["duration_ms"]
+        assert (record["status"], record["finish_reason"]) == (499, None)
+        last = client.post("/v1/embeddings", json=EMBEDDING)
+        assert generated(record["request_id"]) == record["completion_tokens"]
+    spent = record["prompt_tokens"] + record["completion_tokens"]
+    used = last.json()["usage"]["total_tokens"]
+    left = int(last.headers["x-ratelimit-remaining-tokens"])
+    assert limit - spent - used <= left <= limit
 
 
 def test_a_request_id_comes_back_once(served: Served) -> None:

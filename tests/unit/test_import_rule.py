@@ -17,6 +17,7 @@ STATE = tuple(f"omai_ray.{part}" for part in ("identity", "quota", "ledger", "st
 # Of this repository, nothing but what is named; where a prefix is missing, all is allowed.
 ALLOWED = {
     "omai_ray.errors": (),
+    "omai_ray.tasks": (),
     "omai_ray.catalog": ("omai_ray.errors",),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
@@ -26,11 +27,13 @@ ALLOWED = {
         "omai_ray.text",
         "omai_ray.catalog",
         "omai_ray.errors",
+        "omai_ray.tasks",
     ),
     "clients": ("clients", "omai"),
 }
 FORBIDDEN = {
     "omai_ray.errors": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
+    "omai_ray.tasks": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.catalog": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.text": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Literal
 
 from omai_ray.engines.chat.protocol import (
@@ -17,6 +18,7 @@ from omai_ray.engines.chat.protocol import (
     TokenLogprobs,
 )
 from omai_ray.errors import ServerError
+from omai_ray.tasks import alongside, run_all
 from omai_ray.text.detokenizer import Detokenizer, StopMatcher
 from omai_ray.text.tokenizer import TextTokenizer
 from omai_ray.text.tools import ToolCall, ToolCallParser
@@ -60,7 +62,8 @@ class TextLogprob:
 class ChatDelta:
     """What one choice gained: text, whole tool calls, tokens sampled; and how it ended.
 
-    cached_tokens: prompt tokens that had not to be computed for it.
+    cached_tokens: prompt tokens that had not to be computed for it. age_s: how long ago its first
+    token came, where they are handed over together.
     """
 
     index: int
@@ -70,6 +73,7 @@ class ChatDelta:
     logprobs: list[TextLogprob] = field(default_factory=list)
     finish: Finish | None = None
     cached_tokens: int = 0
+    age_s: float = 0.0
 
     def absorb(self, later: ChatDelta) -> None:
         """Append what the same choice gained next."""
@@ -79,6 +83,7 @@ class ChatDelta:
         self.logprobs += later.logprobs
         self.finish = later.finish
         self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
+        self.age_s = max(self.age_s, later.age_s)
 
 
 class ChatGenerator:
@@ -95,9 +100,8 @@ class ChatGenerator:
         the engine failed.
         """
         queue: asyncio.Queue[ChatDelta | Exception] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._pump(job, i, queue)) for i in range(job.n)]
         open_choices, first = job.n, True
-        try:
+        async with alongside(*(self._pump(job, index, queue) for index in range(job.n))):
             while open_choices:
                 if not first:
                     await asyncio.sleep(FLUSH_S)
@@ -105,10 +109,25 @@ class ChatGenerator:
                 open_choices -= sum(delta.finish is not None for delta in deltas)
                 first = False
                 yield deltas
+
+    async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        """Complete the choices, one for each of the job's n.
+
+        Where it is cancelled or fails, they have what was generated until then. Raises as `stream`.
+        """
+        begun_s = [0.0] * job.n
+
+        async def complete(index: int) -> None:
+            async for delta in self._choice(job, index):
+                begun_s[index] = begun_s[index] or perf_counter()
+                choices[index].absorb(delta)
+
+        try:
+            await run_all(*(complete(index) for index in range(job.n)))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            now_s = perf_counter()
+            for choice, since_s in zip(choices, begun_s, strict=True):
+                choice.age_s = now_s - since_s if since_s else 0.0
 
     async def _pump(
         self, job: ChatJob, index: int, queue: asyncio.Queue[ChatDelta | Exception]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from omai_ray.text.tools import ToolCall
 
 PROMPT = [5, 9, 40]
 HOT = SamplingParams(temperature=1.0, seed=7)
+Way = Callable[[ChatGenerator, ChatJob], Awaitable[list[ChatDelta]]]
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,26 @@ class Scripted:
             self.open -= 1
 
 
+def choices_of(job: ChatJob) -> list[ChatDelta]:
+    """Return a job's choices, empty."""
+    return [ChatDelta(index) for index in range(job.n)]
+
+
 async def answer(generator: ChatGenerator, job: ChatJob) -> list[ChatDelta]:
     """Return the complete choices of a job."""
-    choices = [ChatDelta(index) for index in range(job.n)]
+    choices = choices_of(job)
     async for deltas in generator.stream(job):
         for delta in deltas:
             choices[delta.index].absorb(delta)
     return choices
+
+
+async def whole(generator: ChatGenerator, job: ChatJob) -> list[ChatDelta]:
+    """Return the same in one piece, without what depends on the time."""
+    choices = choices_of(job)
+    await generator.answer(job, choices)
+    assert all(choice.age_s > 0 for choice in choices)
+    return [dataclasses.replace(choice, age_s=0.0) for choice in choices]
 
 
 def job(**fields: object) -> ChatJob:
@@ -172,6 +187,18 @@ async def test_the_choices_of_a_seed_are_those_of_the_seeds_that_follow(
         assert (alone.text, alone.finish) == (choice.text, choice.finish)
 
 
+async def test_a_whole_answer_is_what_a_stream_adds_up_to(
+    engine: BatchingEngine, tokenizer: TextTokenizer
+) -> None:
+    """Text, tokens, log-probabilities and reasons, of one choice and of several."""
+    generator = ChatGenerator(engine, tokenizer)
+    sampling = dataclasses.replace(HOT, logprobs=2)
+    for n in (1, 3):
+        streamed = await answer(generator, ChatJob(f"s{n}", PROMPT, 20, sampling, n=n))
+        complete = await whole(generator, ChatJob(f"w{n}", PROMPT, 20, sampling, n=n))
+        assert streamed == complete
+
+
 async def test_without_a_seed_choices_differ(
     engine: BatchingEngine, tokenizer: TextTokenizer
 ) -> None:
@@ -216,7 +243,8 @@ async def test_an_engine_that_gives_up_is_a_server_error(tokenizer: TextTokenize
             await answer(generator, job(n=2))
 
 
-async def test_one_choice_that_fails_ends_the_others(tokenizer: TextTokenizer) -> None:
+@pytest.mark.parametrize("way", [answer, whole])
+async def test_one_choice_that_fails_ends_the_others(tokenizer: TextTokenizer, way: Way) -> None:
     """Nothing runs on for an answer that nobody gets."""
 
     class Picky(Scripted):
@@ -228,7 +256,7 @@ async def test_one_choice_that_fails_ends_the_others(tokenizer: TextTokenizer) -
 
     engine = Picky([5] * 1000)
     with pytest.raises(Overloaded):
-        await answer(ChatGenerator(engine, tokenizer), job(n=3))
+        await way(ChatGenerator(engine, tokenizer), job(n=3))
     assert engine.open == 0
 
 
@@ -239,6 +267,34 @@ async def test_leaving_early_ends_every_choice(tokenizer: TextTokenizer) -> None
     await anext(stream)
     assert engine.open == 3
     await stream.aclose()  # type: ignore[attr-defined]
+    assert engine.open == 0
+
+
+async def test_a_cancelled_answer_has_what_was_generated(tokenizer: TextTokenizer) -> None:
+    """To the token, in every choice; and no generation is left behind."""
+
+    class Stuck(Scripted):
+        async def generate(self, request: GenerationRequest) -> AsyncIterator[StepOutput]:
+            said = 3 + int(request.request_id.removeprefix("r-"))
+            async for output in super().generate(request):
+                if not said:
+                    stuck.release()
+                    await asyncio.Event().wait()
+                said -= 1
+                yield output
+
+    stuck = asyncio.Semaphore(0)
+    engine = Stuck([5] * 1000)
+    choices = choices_of(job(n=2))
+    answering = asyncio.create_task(ChatGenerator(engine, tokenizer).answer(job(n=2), choices))
+    for _ in choices:
+        await stuck.acquire()
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+    assert [3, 4] == [choice.tokens for choice in choices]
+    assert [None, None] == [choice.finish for choice in choices]
+    assert all(choice.age_s > 0 for choice in choices)
     assert engine.open == 0
 
 

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Insert, Table, func, insert, select
+from sqlalchemy import func, insert, select
 
 from omai_ray.errors import Overloaded, ServerError
 from omai_ray.ledger import UsageLedger, UsageRecord, UsageRow, UsageTotals, ledger
 from omai_ray.store import Store
+from omai_ray.store.batches import Batch
 from omai_ray.store.tables import usage
 from tests.databases import held
 
@@ -50,18 +51,12 @@ class Gated:
         self.reached = asyncio.Event()
         self.commits = 0
 
-    async def write(self, work: Callable[[Connection], Any]) -> Any:
+    async def write(self, work: Callable[[Batch], Any]) -> Any:
         self.reached.set()
         await self.let.wait()
         result = await self.store.write(work)
         self.commits += 1
         return result
-
-    def insert_new(self, table: Table) -> Insert:
-        return self.store.insert_new(table)
-
-    def insert_sums(self, table: Table) -> Insert:
-        return self.store.insert_sums(table)
 
 
 async def queue(kept: UsageLedger, *records: UsageRecord) -> list[asyncio.Task[None]]:
