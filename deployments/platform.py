@@ -24,7 +24,7 @@ from typing import Any
 from deployments.edge import CALLBACK, CALLBACK_VARIABLE
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
-from omai_ray.errors import ConfigError
+from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.settings import EDGE_VARIABLE, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
@@ -52,22 +52,30 @@ def check_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def check_models(models: Iterable[ModelSpec]) -> None:
+def check_models(models: Iterable[ModelSpec], where: str = "") -> None:
     """Fetch what is not here yet; raise ConfigError for a model that cannot be served.
 
     Doing so before anything starts shows the download, and its failure, on the terminal.
+    where: the file of the models, as `FILE: `.
     """
-    for spec in models:
-        directory = locate(spec)
-        check_weights(spec, directory)
-        for adapter in locate_adapters(spec).values():
-            check_adapter(adapter)
-        if spec.task == "chat":
-            ChatTokenizer(directory, spec.context)
-        elif spec.task == "rerank":
-            PairTokenizer(directory, spec.context)
-        else:
-            EmbeddingTokenizer(directory, spec.context, spec.prompt)
+    for place, spec in enumerate(models):
+        try:
+            _check_model(spec)
+        except OMAiError as error:
+            raise ConfigError(f"{where}models.{place}.source: {error.message}") from error
+
+
+def _check_model(spec: ModelSpec) -> None:
+    directory = locate(spec)
+    check_weights(spec, directory)
+    for adapter in locate_adapters(spec).values():
+        check_adapter(adapter)
+    if spec.task == "chat":
+        ChatTokenizer(directory, spec.context)
+    elif spec.task == "rerank":
+        PairTokenizer(directory, spec.context)
+    else:
+        EmbeddingTokenizer(directory, spec.context, spec.prompt)
 
 
 def serve_until_signal(settings: Settings, on_ready: Callable[[str], None]) -> None:

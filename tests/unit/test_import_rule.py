@@ -18,7 +18,8 @@ STATE = tuple(f"omai_ray.{part}" for part in ("identity", "quota", "ledger", "st
 ALLOWED = {
     "omai_ray.errors": (),
     "omai_ray.catalog": ("omai_ray.errors",),
-    "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog"),
+    "omai_ray.secret_literals": (),
+    "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (
