@@ -10,6 +10,10 @@ FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 FRAMEWORKS := .venv-clients/.installed
 NODE_MODULES := clients/javascript/node_modules/.package-lock.json
 
+# What is shipped for clusters; `make lint` checks it.
+CONFIGURATION := cluster.yaml deployments/cluster-gcp.yaml \
+	$(wildcard deployments/config/*.yaml deployments/kubernetes/*.yaml)
+
 .PHONY: help install demo test lint types clients-setup sdk-versions bench-setup clean
 
 help:
@@ -42,6 +46,7 @@ test: lint types
 lint: $(FOR_TESTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/omai-ray check $(CONFIGURATION)
 
 types: $(FOR_TESTS)
 	$(VENV)/bin/mypy

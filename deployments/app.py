@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from deployments.chat import ChatReplica
+from deployments.edge import CALLBACK_VARIABLE, HAPROXY_VARIABLE
 from deployments.embedding import EmbeddingReplica
-from deployments.ingress import Ingress
+from deployments.haproxy import BINARY_VARIABLE
+from deployments.ingress import CATALOG, Ingress
+from deployments.names import deployment_name, version_of
 from omai_ray.catalog import ModelSpec
+from omai_ray.errors import ConfigError
 from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.settings import Settings, load_settings
 
@@ -24,6 +29,8 @@ from omai_ray.settings import Settings, load_settings
 MODEL_DRAIN_S = 4.0
 INGRESS_DRAIN_S = 7.0
 HEALTH_TIMEOUT_S = 30.0
+# What a model's replicas have no need to know: they run on where it changes.
+_OF_NO_REPLICA = {"replicas", "price", "owned_by", "typical_output_tokens"}
 
 
 def app(args: dict[str, str]) -> Application:
@@ -34,9 +41,27 @@ def app(args: dict[str, str]) -> Application:
     overrides = {key: value for key, value in args.items() if key != "config"}
     config = Path(args["config"]) if "config" in args else None
     settings = load_settings(config, overrides)
+    _check_proxy(settings, os.environ)
     if settings.admin_password is not None:
         make_first_administrator(settings)
     return build(settings)
+
+
+def _check_proxy(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Raise ConfigError where Serve was started with another proxy, or without our edge in it."""
+    haproxy = environment.get(HAPROXY_VARIABLE) == "1"
+    if haproxy != (settings.proxy == "haproxy"):
+        raise ConfigError(
+            f"proxy: the settings say {settings.proxy}, and where Ray was started "
+            f"{HAPROXY_VARIABLE} is {environment.get(HAPROXY_VARIABLE, 'not set')}: set it to "
+            f"{int(settings.proxy == 'haproxy')} on every node, or change the setting"
+        )
+    for name in (CALLBACK_VARIABLE, BINARY_VARIABLE):
+        if haproxy and not environment.get(name):
+            raise ConfigError(
+                f"proxy: {name} has to be set on every node where Ray is started, as the image "
+                "does: without it HAProxy is left open"
+            )
 
 
 def build(settings: Settings) -> Application:
@@ -44,29 +69,41 @@ def build(settings: Settings) -> Application:
     settings = settings.model_copy(update={"admin_password": None})  # no replica needs it
     log_file = str(settings.log_file) if settings.log_file else None
     handles = {
-        spec.name: _deployment(spec).bind(spec, settings.log_level, log_file)
+        spec.name: _deployment(spec, settings).bind(spec, settings.log_level, log_file)
         for spec in settings.models
     }
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
         name="ingress",
         num_replicas=settings.ingress.replicas,
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
-        ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        max_replicas_per_node=settings.ingress.max_replicas_per_node,
+        ray_actor_options=_placed(
+            {"num_cpus": settings.ingress.num_cpus}, settings.ingress.placement
+        ),
         graceful_shutdown_timeout_s=INGRESS_DRAIN_S,
+        # Replicas take another catalog as they run; all else starts them anew.
+        user_config=settings.model_dump(mode="json", include=CATALOG),
+        version=version_of(settings.model_dump_json(exclude=CATALOG)),
+        _internal=True,
     )
     bound: Application = ingress.bind(settings, handles)
     return bound
 
 
-def _deployment(spec: ModelSpec) -> Deployment:
+def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
     replica = ChatReplica if spec.task == "chat" else EmbeddingReplica
     deployment: Deployment = serve.deployment(replica).options(  # type: ignore[attr-defined]
         name=deployment_name(spec.name),
         max_ongoing_requests=spec.max_running_requests + spec.max_queued_requests,
         max_queued_requests=spec.max_queued_requests,
+        max_replicas_per_node=spec.max_replicas_per_node,
         ray_actor_options=_actor_options(spec),
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=MODEL_DRAIN_S,
+        version=version_of(
+            spec.model_dump_json(exclude=_OF_NO_REPLICA), settings.log_level, str(settings.log_file)
+        ),
+        _internal=True,
         **_scaling(spec),
     )
     return deployment
@@ -76,7 +113,11 @@ def _actor_options(spec: ModelSpec) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
     if spec.runtime_env:
         options["runtime_env"] = spec.runtime_env
-    return options
+    return _placed(options, spec.placement)
+
+
+def _placed(options: dict[str, Any], placement: dict[str, str]) -> dict[str, Any]:
+    return {**options, "label_selector": placement} if placement else options
 
 
 def _scaling(spec: ModelSpec) -> dict[str, Any]:
@@ -91,11 +132,6 @@ def _scaling(spec: ModelSpec) -> dict[str, Any]:
             "target_ongoing_requests": replicas.target_ongoing_requests,
         }
     }
-
-
-def deployment_name(model: str) -> str:
-    """Return a model's deployment's name: its own, with what Serve does not take replaced."""
-    return "model-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
 
 
 def logical_cpus(settings: Settings) -> float:

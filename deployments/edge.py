@@ -1,19 +1,21 @@
-"""What Serve's proxy does first: middleware in the proxy's own process.
+"""What Serve does first with a request: middleware in its proxy, and behind HAProxy in the ingress.
 
 Serve obeys some headers whoever sends them, bounds neither headers nor bodies, and writes its own
 failures as text. Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH is
-`deployments.edge:middlewares`, as `omai-ray serve` sets it.
+`deployments.edge:middlewares`, as `omai-ray serve` and the image set it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
+from deployments.haproxy import PEER_HEADER
 from omai_ray.api.context import API_VERSION, safe_request_id
 from omai_ray.api.failures import render_error, unknown_url
 from omai_ray.api.request_limits import RequestLimits
@@ -23,6 +25,8 @@ from omai_ray.settings import edge_settings
 _log = logging.getLogger(__name__)
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "deployments.edge:middlewares"
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+THROUGHPUT_VARIABLE = "RAY_SERVE_THROUGHPUT_OPTIMIZED"
 # How long a request may run, whether leaving cancels it, and which replica it goes to; Serve takes
 # either separator.
 _CONTROL_HEADERS = frozenset(
@@ -34,6 +38,8 @@ _CONTROL_HEADERS = frozenset(
     }
 )
 _CONTROL_PREFIX = b"x-serve-"
+_PEER = PEER_HEADER.encode()
+_ROUTES = "/-/routes"  # Serve's own list of what runs
 
 
 def middlewares() -> list[Middleware]:
@@ -43,15 +49,23 @@ def middlewares() -> list[Middleware]:
     as Java's clients do, and bounds no header.
     """
     HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
-    return [Middleware(EdgeMiddleware, RequestLimits(edge_settings().max_body_bytes))]
+    behind_haproxy = os.environ.get(HAPROXY_VARIABLE) == "1"
+    limits = RequestLimits(edge_settings().max_body_bytes)
+    return [Middleware(EdgeMiddleware, limits, behind_haproxy=behind_haproxy)]
 
 
 class EdgeMiddleware:
-    """Cleans a request's headers, keeps its limits, and puts every failure into the envelope."""
+    """Cleans a request's headers, keeps its limits, and puts every failure into the envelope.
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
+    behind_haproxy: the peer is HAProxy, which says who called it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: RequestLimits, *, behind_haproxy: bool = False
+    ) -> None:
         self._app = app
         self._limits = limits
+        self._behind_haproxy = behind_haproxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -63,7 +77,11 @@ class EdgeMiddleware:
             return
         request_id = safe_request_id(scope)
         exchange = _Exchange(scope, receive, send, request_id, self._limits)
+        if self._behind_haproxy:
+            scope = {**scope, "client": _caller(scope)}
         try:
+            if scope["path"] == _ROUTES:
+                raise unknown_url(scope)
             self._limits.check(scope)
         except OMAiError as error:
             await exchange.refuse(error)
@@ -82,7 +100,16 @@ def _cleaned(scope: Scope, request_id: str) -> Scope:
 
 def _is_control(name: bytes) -> bool:
     name = name.lower().replace(b"_", b"-")
-    return name in _CONTROL_HEADERS or name.startswith(_CONTROL_PREFIX) or name == b"x-request-id"
+    own = name in (b"x-request-id", _PEER)
+    return own or name in _CONTROL_HEADERS or name.startswith(_CONTROL_PREFIX)
+
+
+def _caller(scope: Scope) -> tuple[str, int] | None:
+    """Return whose request HAProxy passes on; HAProxy itself where it says nothing."""
+    said = dict(scope["headers"]).get(_PEER, b"").decode("latin-1")
+    host, _, port = said.rpartition(":")
+    client: tuple[str, int] | None = scope.get("client")
+    return (host, int(port)) if host and port.isdigit() else client
 
 
 class _Exchange:

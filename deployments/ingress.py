@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import open_limiter
+from deployments.names import deployment_name
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
 from omai_ray.catalog import locate
@@ -29,6 +30,7 @@ from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
 LEDGER_CLOSE_S = 2.0
+CATALOG = {"models", "aliases"}  # the settings that a running replica takes anew
 _log = logging.getLogger(__name__)
 
 
@@ -60,15 +62,9 @@ class Ingress:
             finally:
                 await registry.close()
 
-        # Here, not in the thread that reads files: Serve may bind a handle to the running loop.
-        backends = {
-            spec.name: (HandleChatBackend if spec.task == "chat" else HandleEmbeddingBackend)(
-                self._handles[spec.name]
-            )
-            for spec in settings.models
-        }
+        self._models = await self._serve(settings)
         services = Services(
-            models=await asyncio.to_thread(serve_models, settings, backends),
+            models=self._models,
             gate=Gate(
                 limiter,
                 settings.tiers,
@@ -85,6 +81,30 @@ class Ingress:
             close=close,
         )
         return create_app(services)
+
+    async def reconfigure(self, catalog: dict[str, Any]) -> None:
+        """Serve another catalog, requests going on; Serve calls this at the start as well."""
+        settings = Settings.model_validate({**self._settings.model_dump(), **catalog})
+        if settings != self._settings:
+            self._models.become(await self._serve(settings))
+            self._settings = settings
+            _log.info("serving %s", ", ".join(settings.catalog.models))
+
+    async def _serve(self, settings: Settings) -> ServedModels:
+        # Here, not in the thread that reads files: Serve may bind a handle to the running loop.
+        backends = {
+            spec.name: (HandleChatBackend if spec.task == "chat" else HandleEmbeddingBackend)(
+                self._handle(spec.name)
+            )
+            for spec in settings.models
+        }
+        return await asyncio.to_thread(serve_models, settings, backends)
+
+    def _handle(self, model: str) -> DeploymentHandle[Any]:
+        if model not in self._handles:
+            app = serve.get_replica_context().app_name
+            self._handles[model] = serve.get_deployment_handle(deployment_name(model), app)
+        return self._handles[model]
 
 
 def serve_models(settings: Settings, backends: Mapping[str, Any]) -> ServedModels:

@@ -9,22 +9,23 @@ import json
 import logging
 import math
 import os
+import queue
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deployments.edge import CALLBACK, CALLBACK_VARIABLE
+from deployments.edge import CALLBACK, CALLBACK_VARIABLE, HAPROXY_VARIABLE, THROUGHPUT_VARIABLE
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
-from omai_ray.errors import ConfigError
+from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.settings import EDGE_VARIABLE, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
@@ -36,6 +37,17 @@ LOCK_FILE = "serve.lock"
 _READY_TIMEOUT_S = 600.0
 _POLL_S = 0.2
 STOP_S = 8.0
+# What a running platform cannot change.
+_FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "database_url",
+    "pepper_file",
+    "log_file",
+    "dashboard",
+    "proxy",
+)
 
 
 def check_port(host: str, port: int) -> int:
@@ -52,44 +64,62 @@ def check_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def check_models(models: Iterable[ModelSpec]) -> None:
+def check_models(models: Iterable[ModelSpec], where: str = "") -> None:
     """Fetch what is not here yet; raise ConfigError for a model that cannot be served.
 
     Doing so before anything starts shows the download, and its failure, on the terminal.
+    where: the file of the models, as `FILE: `.
     """
-    for spec in models:
-        directory = locate(spec)
-        check_weights(spec, directory)
-        for adapter in locate_adapters(spec).values():
-            check_adapter(adapter)
-        if spec.task == "chat":
-            ChatTokenizer(directory, spec.context)
-        elif spec.task == "rerank":
-            PairTokenizer(directory, spec.context)
-        else:
-            EmbeddingTokenizer(directory, spec.context, spec.prompt)
+    for place, spec in enumerate(models):
+        try:
+            _check_model(spec)
+        except OMAiError as error:
+            raise ConfigError(f"{where}models.{place}.source: {error.message}") from error
 
 
-def serve_until_signal(settings: Settings, on_ready: Callable[[str], None]) -> None:
+def _check_model(spec: ModelSpec) -> None:
+    directory = locate(spec)
+    check_weights(spec, directory)
+    for adapter in locate_adapters(spec).values():
+        check_adapter(adapter)
+    if spec.task == "chat":
+        ChatTokenizer(directory, spec.context)
+    elif spec.task == "rerank":
+        PairTokenizer(directory, spec.context)
+    else:
+        EmbeddingTokenizer(directory, spec.context, spec.prompt)
+
+
+def serve_until_signal(
+    settings: Settings,
+    on_ready: Callable[[str], None],
+    on_hangup: Callable[[Platform], None],
+    where: str = "",
+) -> None:
     """Start everything, call `on_ready` with the address once it answers, end at SIGINT or SIGTERM.
 
-    Raises ConfigError where it cannot start, KeyboardInterrupt where a signal came before it had.
+    on_hangup: called at SIGHUP, to reload. where: the file of the settings, as `FILE: `. Raises
+    ConfigError where it cannot start, KeyboardInterrupt where a signal came before it had.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    platform = Platform(settings)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves
+    platform = Platform(settings, where)
     with _only_one(settings.state_dir):
         try:
             on_ready(platform.start())
-            _wait_for_signal()
+            for _ in _hangups():
+                on_hangup(platform)
         finally:
             platform.stop()
 
 
-def _wait_for_signal() -> None:
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    stop.wait()
+def _hangups() -> Iterator[None]:
+    """Yield at each SIGHUP, end at SIGINT or SIGTERM."""
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda number, _: came.put(number))
+    while came.get() == signal.SIGHUP:
+        yield
 
 
 @contextlib.contextmanager
@@ -112,8 +142,9 @@ def _only_one(state_dir: Path) -> Iterator[None]:
 class Platform:
     """An embedded Ray with the Serve application on it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, where: str = "") -> None:
         self._settings = settings
+        self._where = where
         self._cluster_file = settings.state_dir / CLUSTER_FILE
         self._serves = False
 
@@ -124,28 +155,28 @@ class Platform:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["FORWARDED_ALLOW_IPS"] = ""  # X-Forwarded-* is for our own trusted_proxies
+        directory = _fresh_ray_directory(self._settings.state_dir)
         os.environ |= proxy_environment(self._settings)
+        if self._settings.proxy == "haproxy":
+            os.environ |= _haproxy_environment(directory)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         import ray
         from ray import serve
         from ray.serve.config import ProxyLocation
         from ray.serve.schema import LoggingConfig
 
-        from deployments.app import build
-
         settings = self._settings
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         context = ray.init(**_ray_options(settings))
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init has put its own
-        _check_gpus(settings)
+        self._check_resources(settings)
         self._write_cluster_file(context)
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options={"host": settings.host, "port": settings.port},
             logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
         )
-        target = serve.RunTarget(build(settings), name=SERVE_APP, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=False)
+        self._deploy(settings)
         address = f"http://{_reachable(settings.host)}:{settings.port}"
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not _answers(f"{address}/readyz"):
@@ -155,6 +186,56 @@ class Platform:
             time.sleep(_POLL_S)
         self._serves = True
         return address
+
+    @property
+    def settings(self) -> Settings:
+        """What is served now."""
+        return self._settings
+
+    def reload(self, settings: Settings) -> None:
+        """Go over to other settings; models whose entries stay the same run on.
+
+        Raises ConfigError where this needs a new start, or fails; then all stays as it is.
+        """
+        fixed = [
+            name for name in _FIXED if getattr(settings, name) != getattr(self._settings, name)
+        ]
+        if fixed:
+            raise ConfigError(f"{self._where}{', '.join(fixed)}: changed; stop and start for that")
+        self._check_resources(settings)
+        self._deploy(settings)
+        try:
+            _wait_until_running(settings)
+        except ConfigError:
+            self._deploy(self._settings)
+            raise
+        self._settings = settings
+
+    def _deploy(self, settings: Settings) -> None:
+        from ray import serve
+
+        from deployments.app import build
+
+        target = serve.RunTarget(build(settings), name=SERVE_APP, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+
+    def _check_resources(self, settings: Settings) -> None:
+        """Raise ConfigError for models that would wait for ever for what is not here."""
+        import ray
+
+        from deployments.app import logical_cpus
+
+        here: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = sum(spec.num_gpus * max(spec.replicas.min, 1) for spec in settings.models)
+        for key, needed, there in (
+            ("num_gpus", gpus, here.get("GPU", 0.0)),
+            ("num_cpus", logical_cpus(settings), here.get("CPU", 0.0)),
+        ):
+            if needed > there:
+                raise ConfigError(
+                    f"{self._where}models: {key} of all comes to {needed:g}, and this machine has "
+                    f"{there:g}: lower {key}, or replicas.min"
+                )
 
     def stop(self) -> None:
         """Let the replicas finish what they are at, for STOP_S at most, then end Ray."""
@@ -184,7 +265,36 @@ class Platform:
 
 def proxy_environment(settings: Settings) -> dict[str, str]:
     """Return what Serve's proxies find in their environment, so that they have our edge."""
-    return {CALLBACK_VARIABLE: CALLBACK, EDGE_VARIABLE: settings.ingress.model_dump_json()}
+    haproxy = settings.proxy == "haproxy"
+    return {
+        CALLBACK_VARIABLE: CALLBACK,
+        EDGE_VARIABLE: settings.ingress.model_dump_json(),
+        HAPROXY_VARIABLE: str(int(haproxy)),
+        THROUGHPUT_VARIABLE: str(int(haproxy)),
+    }
+
+
+def _haproxy_environment(directory: Path) -> dict[str, str]:
+    """Return where an embedded HAProxy has its files and ports, several platforms side by side."""
+    program = directory / "haproxy"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m deployments.haproxy "$@"\n')
+    program.chmod(0o700)
+    names = {
+        "BINARY_PATH": program,
+        "CONFIG_FILE_LOC": directory / "c",
+        "SOCKET_PATH": directory / "a",  # a node's id follows, and a socket's path is bounded
+        "METRICS_SOCKET_PATH": directory / "m",
+        "SERVER_STATE_BASE": directory,
+        "SERVER_STATE_FILE": directory / "s",
+        "STATS_PORT": check_port("127.0.0.1", 0),
+        "METRICS_PORT": check_port("127.0.0.1", 0),
+        "HARD_STOP_AFTER_S": math.ceil(STOP_S),
+    }
+    return {
+        **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in names.items()},
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # a busy machine is no reason to start over
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # one machine: all hear of an end
+    }
 
 
 def _ray_options(settings: Settings) -> dict[str, Any]:
@@ -200,7 +310,7 @@ def _ray_options(settings: Settings) -> dict[str, Any]:
         "dashboard_host": "127.0.0.1",
         "log_to_driver": False,
         "logging_level": "ERROR",
-        "_temp_dir": str(_fresh_ray_directory(settings.state_dir)),
+        "_temp_dir": str(_ray_directory(settings.state_dir)),
     }
     if settings.dashboard:
         options["dashboard_port"] = check_port("127.0.0.1", 0)
@@ -242,16 +352,6 @@ def _fresh_ray_directory(state_dir: Path) -> Path:
     return path
 
 
-def _check_gpus(settings: Settings) -> None:
-    """Raise ConfigError for models that would wait for ever for a GPU that is not here."""
-    import ray
-
-    needed = sum(spec.num_gpus * max(spec.replicas.min, 1) for spec in settings.models)
-    here = float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
-    if needed > here:
-        raise ConfigError(f"the models need {needed:g} GPUs; this machine has {here:g}")
-
-
 def _usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -275,6 +375,19 @@ def _check_not_failed(settings: Settings) -> None:
         deployments = application.deployments.values()
         texts = [application.message, *(deployment.message for deployment in deployments)]
         raise ConfigError(_why_not_started(texts, settings))
+
+
+def _wait_until_running(settings: Settings) -> None:
+    """Return once every replica of a deployed application runs; raise ConfigError where not."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while serve.status().applications[SERVE_APP].status != ApplicationStatus.RUNNING:
+        _check_not_failed(settings)
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the models were not ready in {_READY_TIMEOUT_S:.0f} s")
+        time.sleep(_POLL_S)
 
 
 def _why_not_started(texts: list[str], settings: Settings) -> str:

@@ -41,9 +41,13 @@ class Replicas(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
         if self.min > self.max:
-            raise ValueError(f"replicas.min is {self.min}, above replicas.max of {self.max}")
+            raise ValueError(
+                f"min is {self.min}, above max of {self.max}: raise max to {self.min}, or lower min"
+            )
         if self.initial is not None and not self.min <= self.initial <= self.max:
-            raise ValueError(f"replicas.initial is {self.initial}, outside min..max")
+            raise ValueError(
+                f"initial is {self.initial}: choose one from {self.min} (min) to {self.max} (max)"
+            )
         return self
 
 
@@ -84,6 +88,8 @@ class ModelSpec(BaseModel):
     adapters: LoRA adapters of a chat model, served under names of their own: name -> where from.
     kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
+    gpu_memory_share: of its GPU's memory, what a replica may take; num_gpus where that is below 1.
+    placement: labels that its nodes must have. max_replicas_per_node: on one node, at most.
     price: what a million tokens cost, for the usage ledger.
     """
 
@@ -111,6 +117,9 @@ class ModelSpec(BaseModel):
     dimensions: bool = False
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    placement: dict[str, str] = Field(default_factory=dict)
+    max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
     replicas: Replicas = Replicas()
     price: Price | None = None
 
@@ -131,7 +140,18 @@ class ModelSpec(BaseModel):
         ]
         if self.task == "rerank" and vectors_only:
             raise ValueError(f"{', '.join(vectors_only)}: not for rerank models, which give scores")
+        if self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g}: take a part of one GPU, or whole ones"
+            )
+        if self.gpu_memory_share is not None and self.num_gpus == 0:
+            raise ValueError("gpu_memory_share is for models with num_gpus above 0")
         return self
+
+    @property
+    def memory_share(self) -> float:
+        """The part of its GPU's memory that a replica may take; 1 where the GPU is its own."""
+        return self.gpu_memory_share or min(self.num_gpus, 1.0) or 1.0
 
 
 class Catalog:

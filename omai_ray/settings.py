@@ -25,6 +25,7 @@ from pydantic import (
 
 from omai_ray.catalog import Catalog, ModelSpec, default_models
 from omai_ray.errors import ConfigError
+from omai_ray.secret_literals import secret_literals
 
 ENVIRONMENT = {
     "OMAI_HOST": "host",
@@ -35,11 +36,16 @@ ENVIRONMENT = {
     "OMAI_ADMIN_PASSWORD": "admin_password",
     "OMAI_LOG_LEVEL": "log_level",
     "OMAI_LOG_FILE": "log_file",
+    "OMAI_REDIS_URL": "limiter.redis_url",
 }
 CONFIG_VARIABLE = "OMAI_CONFIG"
 EDGE_VARIABLE = "OMAI_EDGE"
 
 
+_REMEDIES = {
+    "extra_forbidden": "; no such key: correct its name or remove it",
+    "missing": "; add it",
+}
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(str.lower)]
 
 
@@ -65,6 +71,7 @@ class IngressSettings(BaseModel):
 
     cors_origins: those of web pages that may call it (`https://app.example`), or `*` for all.
     keep_alive_s: after how much silence a stream says that it still is there.
+    placement: labels that their nodes must have. max_replicas_per_node: on one node, at most.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +82,8 @@ class IngressSettings(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     cors_origins: tuple[Literal["*"] | Origin, ...] = ()
     keep_alive_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
+    placement: dict[str, str] = Field(default_factory=dict)
+    max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
 class LimiterSettings(BaseModel):
@@ -130,6 +139,7 @@ class Settings(BaseModel):
     admin_password: of the administrator that the first start makes; by default one is made up.
     log_file: where every process appends its JSON log lines; by default each one's stderr.
     trusted_proxies: peers whose X-Forwarded-* headers are believed; `*` for any.
+    proxy: what takes the connections: Serve's own in Python, or HAProxy, which takes far more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -144,6 +154,7 @@ class Settings(BaseModel):
     log_file: Path | None = None
     dashboard: bool = True
     trusted_proxies: tuple[str, ...] = ()
+    proxy: Literal["python", "haproxy"] = "python"
     ingress: IngressSettings = IngressSettings()
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
@@ -187,14 +198,29 @@ def load_settings(
     environment = os.environ if environment is None else environment
     named = environment.get(CONFIG_VARIABLE)
     path = config or (Path(named) if named else None)
-    values: dict[str, Any] = _read_yaml(path) if path else {}
-    values |= {key: environment[name] for name, key in ENVIRONMENT.items() if name in environment}
-    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    return parse_settings(_read_settings(path) if path else {}, environment, overrides, path)
+
+
+def parse_settings(
+    values: Mapping[str, Any],
+    environment: Mapping[str, str],
+    overrides: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> Settings:
+    """Return the settings of a file's keys and values; raises as `load_settings` does."""
+    merged = dict(values)
+    for name, key in ENVIRONMENT.items():
+        if name in environment:
+            _put(merged, key, environment[name])
+    merged |= {key: value for key, value in (overrides or {}).items() if value is not None}
     try:
-        settings = Settings.model_validate(values)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from None
-    settings.catalog  # noqa: B018 - fails here, at start, when an alias leads nowhere
+    try:
+        settings.catalog  # noqa: B018 - fails here, at start, when an alias leads nowhere
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}" if path else error.message) from None
     return settings
 
 
@@ -209,7 +235,31 @@ def edge_settings(environment: Mapping[str, str] | None = None) -> IngressSettin
     return load_settings(environment=environment).ingress
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _put(values: dict[str, Any], key: str, value: str) -> None:
+    """Set a key of the settings, `limiter.redis_url` being one of `limiter`."""
+    *outer, last = key.split(".")
+    for name in outer:
+        inner = values.get(name)
+        values[name] = values = dict(inner) if isinstance(inner, dict) else {}
+    values[last] = value
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return a file's settings. Raises ConfigError for a secret in it, which would spread."""
+    values = read_yaml(path)
+    variables = {key: name for name, key in ENVIRONMENT.items()}
+    lines = [
+        f"{path}: {key}: {what} stands in the file; "
+        + (f"set {variables[key]} instead" if key in variables else "name a variable or a file")
+        for key, what in secret_literals(values)
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file. Raises ConfigError where it has none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -238,7 +288,8 @@ def _explain(error: ValidationError, path: Path | None) -> str:
         key = ".".join(str(part) for part in problem["loc"]) or "settings"
         given = problem["input"] if isinstance(problem["input"], str | int | float) else None
         shown = "" if given is None else f" (got {given!r})"
-        lines.append(f"{where}{key}: {problem['msg']}{shown}")
+        remedy = _REMEDIES.get(problem["type"], "")
+        lines.append(f"{where}{key}: {problem['msg']}{shown}{remedy}")
     return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ class ServedRerank:
 ServedModel = ServedChat | ServedEmbedding | ServedRerank
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedModels:
     """Every model of the catalog, by task and name. Lookups raise ModelNotFound."""
 
@@ -87,6 +87,11 @@ class ServedModels:
     chats: dict[str, ServedChat]
     embeddings: dict[str, ServedEmbedding]
     reranks: dict[str, ServedRerank] = field(default_factory=dict)
+
+    def become(self, other: ServedModels) -> None:
+        """Take over another catalog's models; requests that run keep the model that they have."""
+        self.catalog, self.chats = other.catalog, other.chats
+        self.embeddings, self.reranks = other.embeddings, other.reranks
 
     def chat(self, name: str) -> ServedChat:
         """Return the chat model that `name`, or its alias, means."""

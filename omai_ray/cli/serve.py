@@ -19,7 +19,8 @@ def add(commands: Commands) -> None:
     parser.epilog = (
         "Without --config it serves the built-in models: omai-gpt-4 (a small demonstration "
         "model) and text-embedding-ada-002 (all-MiniLM-L6-v2). Real ones: --chat-model "
-        "Qwen/Qwen3-0.6B, or a directory. Prints 'ready http://HOST:PORT' once it answers."
+        "Qwen/Qwen3-0.6B, or a directory. Prints 'ready http://HOST:PORT' once it answers. "
+        "SIGHUP has it read its settings again: models that stay the same run on."
     )
     option = parser.add_argument
     option("--host", help="address to listen on (default: 127.0.0.1)")
@@ -34,11 +35,12 @@ def add(commands: Commands) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    where = f"{args.config}: " if args.config else ""
     settings = _serve_settings(args)
-    from deployments.platform import check_models, check_port, serve_until_signal
+    from deployments.platform import Platform, check_models, check_port, serve_until_signal
 
     settings = settings.model_copy(update={"port": check_port(settings.host, settings.port)})
-    check_models(settings.models)
+    check_models(settings.models, where)
     _make_directory(settings.state_dir)
     if settings.log_file is None:
         settings = settings.model_copy(update={"log_file": settings.state_dir / "omai.log"})
@@ -49,7 +51,23 @@ def _serve(args: argparse.Namespace) -> int:
             "Keep it now: it is not stored, and is not shown again.",
             file=sys.stderr,
         )
-    serve_until_signal(settings, lambda address: print(f"ready {address}", flush=True))
+
+    def reload(platform: Platform) -> None:
+        try:
+            changed = _serve_settings(args)
+            check_models(changed.models, where)
+            kept: dict[str, Any] = {"log_file": changed.log_file or settings.log_file}
+            if changed.port == 0:
+                kept["port"] = settings.port
+            platform.reload(changed.model_copy(update=kept))
+        except ConfigError as error:
+            print(f"not reloaded: {error.message}", file=sys.stderr, flush=True)
+        else:
+            print(f"reloaded: {', '.join(changed.catalog.models)}", flush=True)
+
+    serve_until_signal(
+        settings, lambda address: print(f"ready {address}", flush=True), reload, where
+    )
     return 0
 
 

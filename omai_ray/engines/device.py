@@ -14,13 +14,20 @@ _KEPT_BYTES = 2**30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device(num_gpus: float) -> torch.device:
-    """Return the GPU where one is reserved, else the CPU. Raises ConfigError where it is absent."""
+def choose_device(num_gpus: float, memory_share: float = 1.0) -> torch.device:
+    """Return the GPU where one is reserved, else the CPU. Raises ConfigError where it is absent.
+
+    memory_share: of the GPU's memory, what torch may take in this process; beyond it an allocation
+    fails here, and not in a neighbour on the same GPU.
+    """
     if num_gpus == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(f"num_gpus is {num_gpus}, and torch sees no GPU on this node")
-    return torch.device("cuda")
+    device = torch.device("cuda")
+    if memory_share < 1:
+        torch.cuda.set_per_process_memory_fraction(memory_share, device)
+    return device
 
 
 def choose_dtype(dtype: Dtype, device: torch.device, *, bfloat16_cpu: bool) -> torch.dtype:

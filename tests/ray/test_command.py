@@ -25,15 +25,24 @@ STOP_S = 15.0
 
 
 @contextmanager
-def serving(state_dir: Path, models: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
-    """Start a server on a free port; kill it at the end where it still runs."""
-    chat, embedding = models
+def serving(
+    state_dir: Path, models: tuple[Path, Path] | None, *arguments: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a server on a free port; kill it at the end where it still runs.
+
+    models: of what the built-in ones are made instead; arguments: further ones.
+    """
+    sources: tuple[str, ...] = ()
+    if models is not None:
+        chat, embedding = map(str, models)
+        sources = ("--chat-model", chat, "--embedding-model", embedding)
     with told(state_dir).open("w") as stderr:
         process = subprocess.Popen(
             [
                 *(COMMAND, "serve", "--port", str(free_port()), "--state-dir", str(state_dir)),
-                *("--chat-model", str(chat), "--embedding-model", str(embedding)),
+                *sources,
                 *("--alias", "gpt-4o-mini=omai-gpt-4", "--no-dashboard"),
+                *arguments,
             ],
             stdout=subprocess.PIPE,
             stderr=stderr,

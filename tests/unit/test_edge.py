@@ -14,7 +14,11 @@ from omai_ray.api.request_limits import RequestLimits
 
 
 async def answer(
-    app: ASGIApp, *headers: tuple[bytes, bytes], bodies: tuple[bytes, ...] = (b"",)
+    app: ASGIApp,
+    *headers: tuple[bytes, bytes],
+    bodies: tuple[bytes, ...] = (b"",),
+    path: str = "/v1/x",
+    behind_haproxy: bool = False,
 ) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and body of what the edge sends for a request."""
     sent: list[Message] = []
@@ -26,8 +30,15 @@ async def answer(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": list(headers)}
-    await EdgeMiddleware(app, RequestLimits(100))(scope, receive, send)
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": list(headers),
+        "client": ("10.0.0.1", 1),
+    }
+    edge = EdgeMiddleware(app, RequestLimits(100), behind_haproxy=behind_haproxy)
+    await edge(scope, receive, send)
     assert [message["type"] for message in sent].count("http.response.start") == 1
     named = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
     return sent[0]["status"], named, b"".join(message.get("body", b"") for message in sent)
@@ -134,3 +145,31 @@ async def test_a_websocket_is_closed() -> None:
     edge = EdgeMiddleware(Response(), RequestLimits(100))
     await edge({"type": "websocket", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    ("said", "behind_haproxy", "client"),
+    [
+        (b"192.0.2.7:4711", True, "192.0.2.7"),
+        (b"2001:db8::7:4711", True, "2001:db8::7"),
+        (b"nonsense", True, "10.0.0.1"),
+        (b"192.0.2.7:4711", False, "10.0.0.1"),
+    ],
+)
+async def test_only_haproxy_may_say_who_calls(
+    said: bytes, behind_haproxy: bool, client: str
+) -> None:
+    """Logins are counted by address; elsewhere anybody could send the header."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert b"x-omai-peer" not in dict(scope["headers"])
+        await Response(scope["client"][0])(scope, receive, send)
+
+    _, _, body = await answer(app, (b"x-omai-peer", said), behind_haproxy=behind_haproxy)
+    assert client == body.decode()
+
+
+async def test_serves_list_of_routes_is_nobodys() -> None:
+    """It is answered as a path that leads nowhere."""
+    got, _, body = await answer(PlainTextResponse('{"/": "omai"}'), path="/-/routes")
+    assert (404, "unknown_url") == (got, code_of(body))

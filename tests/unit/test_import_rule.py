@@ -19,7 +19,8 @@ ALLOWED = {
     "omai_ray.errors": (),
     "omai_ray.tasks": (),
     "omai_ray.catalog": ("omai_ray.errors",),
-    "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog"),
+    "omai_ray.secret_literals": (),
+    "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (

@@ -51,7 +51,7 @@ class LlamaCppRunner:
 
     def __init__(self, spec: ModelSpec, directory: Path, context: int) -> None:
         file = gguf_file(directory)
-        device = choose_device(spec.num_gpus)
+        device = choose_device(spec.num_gpus, spec.memory_share)
         lib.llama_backend_init()
         lib.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         self._model = _load(file, on_gpu=device.type == "cuda")
@@ -66,7 +66,9 @@ class LlamaCppRunner:
         exact = spec.dtype == "float32"
         kind = lib.GGML_TYPE_F32 if exact else lib.GGML_TYPE_F16
         each = _bytes_per_place(self._model, 4 if exact else 2)
-        slots = min(_MOST_SLOTS, affordable_places(spec, width, each, device) // width)
+        held = int(lib.llama_model_size(self._model))
+        room = affordable_places(spec, width, each, device, loaded_bytes=held)
+        slots = min(_MOST_SLOTS, room // width)
         self.places = Slots(slots, width)
         self._context = self._start(slots, width, kind)
         self._memory = lib.llama_get_memory(self._context)

@@ -17,16 +17,19 @@ _SHARE_OF_FREE = {"cpu": 0.4, "cuda": 0.9}
 _log = logging.getLogger(__name__)
 
 
-def affordable_places(spec: ModelSpec, longest: int, each: int, device: torch.device) -> int:
+def affordable_places(
+    spec: ModelSpec, longest: int, each: int, device: torch.device, *, loaded_bytes: int = 0
+) -> int:
     """Return for how many tokens there is memory: enough for one sequence, at most for all.
 
-    longest: places of the longest sequence. each: bytes of a place. Raises ConfigError where not
-    even one fits.
+    longest: places of the longest sequence. each: bytes of a place. loaded_bytes: what the model
+    holds on the GPU already that is not torch's. Raises ConfigError where not even one fits.
     """
     if spec.kv_cache_gib is not None:
         room = int(spec.kv_cache_gib * 2**30)
     else:
-        room = int(_free_bytes(device) * _SHARE_OF_FREE[device.type])
+        free = _free_bytes(device, spec.memory_share, loaded_bytes)
+        room = int(free * _SHARE_OF_FREE[device.type])
     places = min(longest * spec.max_running_requests, room // each)
     if places < longest:
         raise ConfigError(
@@ -41,9 +44,11 @@ def affordable_places(spec: ModelSpec, longest: int, each: int, device: torch.de
     return places
 
 
-def _free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device, memory_share: float, loaded_bytes: int) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        own = int(total * memory_share) - torch.cuda.memory_allocated(device) - loaded_bytes
+        return max(0, min(free, own))
     return int(min(_available(), _left_in_container(Path("/sys/fs/cgroup"))))
 
 

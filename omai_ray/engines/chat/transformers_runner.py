@@ -64,7 +64,7 @@ class TransformersRunner:
     """
 
     def __init__(self, spec: ModelSpec, directory: Path, context: int) -> None:
-        self._device = choose_device(spec.num_gpus)
+        self._device = choose_device(spec.num_gpus, spec.memory_share)
         dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=False)
         model = AutoModelForCausalLM.from_pretrained(
             directory,

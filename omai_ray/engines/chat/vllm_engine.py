@@ -25,6 +25,7 @@ from omai_ray.engines.checkpoint import check_safe, stop_tokens
 from omai_ray.errors import ConfigError, InvalidRequest, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
+_USED_OF_SHARE = 0.9  # of its part of a GPU, as vLLM's own default is of a whole one
 _LEAST_TOP_P = 1e-6  # vLLM refuses 0, which means the likeliest token alone
 _LARGEST_SEED = 2**63 - 1  # -1 would be none
 _GRAMMARS = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
@@ -88,6 +89,8 @@ class VllmEngine:
             "disable_log_stats": True,
             "enable_log_requests": False,
         }
+        if self._spec.memory_share < 1:
+            own["gpu_memory_utilization"] = self._spec.memory_share * _USED_OF_SHARE
         if self._spec.kv_cache_gib is not None:
             own["kv_cache_memory_bytes"] = int(self._spec.kv_cache_gib * 2**30)
         twice = sorted(own.keys() & self._spec.engine_args.keys())

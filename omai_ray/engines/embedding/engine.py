@@ -61,7 +61,7 @@ class TokenEngine(ABC):
     def __init__(self, spec: ModelSpec, context: int) -> None:
         self.name = spec.name
         self.context = context
-        self._device = choose_device(spec.num_gpus)
+        self._device = choose_device(spec.num_gpus, spec.memory_share)
         self._dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
         on_cpu = self._device.type == "cpu"
         self.step_tokens = STEP_TOKENS

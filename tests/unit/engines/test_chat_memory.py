@@ -6,8 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from omai_ray.engines.chat.memory import _available, _left_in_container
+from omai_ray.catalog import ModelSpec
+from omai_ray.engines.chat.memory import _available, _free_bytes, _left_in_container
+from omai_ray.engines.device import choose_device
 
 
 def test_a_machine_has_some_memory() -> None:
@@ -39,3 +42,31 @@ def test_without_a_limit_the_machine_decides(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("inactive_file 100\n")
     assert _left_in_container(tmp_path) == math.inf
+
+
+def test_a_part_of_a_gpu_is_a_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less what the model holds of it already, and never more than is free."""
+    gib = 2**30
+    free = 60 * gib
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10 * gib)
+    device = torch.device("cuda")
+    assert _free_bytes(device, 0.25, 0) == 10 * gib
+    assert _free_bytes(device, 0.25, 4 * gib) == 6 * gib
+    assert _free_bytes(device, 0.05, 0) == 0
+    assert _free_bytes(device, 1.0, 0) == 60 * gib
+
+
+def test_torch_takes_no_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole GPU needs no cap."""
+    capped: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda part, _: capped.append(part)
+    )
+    for num_gpus, share in ((0.0, None), (1.0, None), (0.3, None), (0.3, 0.5)):
+        spec = ModelSpec(
+            name="m", task="chat", source="/x", num_gpus=num_gpus, gpu_memory_share=share
+        )
+        choose_device(spec.num_gpus, spec.memory_share)
+    assert capped == [0.3, 0.5]

@@ -70,6 +70,15 @@ def test_further_arguments_reach_vllm(checkpoint: Path, monkeypatch: pytest.Monk
         VllmEngine(spec(checkpoint, engine_args={"gpu_memory": 0.5})).start()
 
 
+def test_vllm_keeps_to_its_part_of_a_gpu(checkpoint: Path) -> None:
+    """Nine tenths of it, as of a whole one; engine_args cannot say otherwise."""
+    assert VllmEngine(spec(checkpoint, num_gpus=0.5))._arguments()["gpu_memory_utilization"] == 0.45
+    assert "gpu_memory_utilization" not in VllmEngine(spec(checkpoint, num_gpus=2))._arguments()
+    engine_args = {"gpu_memory_utilization": 0.9}
+    with pytest.raises(ConfigError, match="engine_args sets gpu_memory_utilization"):
+        VllmEngine(spec(checkpoint, num_gpus=0.5, engine_args=engine_args))._arguments()
+
+
 def test_arguments_for_vllm_are_for_its_engine_only(checkpoint: Path) -> None:
     """Elsewhere they would be ignored."""
     with pytest.raises(ValidationError, match="engine_args is for engine vllm"):

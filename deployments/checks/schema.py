@@ -1,0 +1,44 @@
+"""Unknown keys, by the fields of pydantic models: Serve's own take whatever they do not know."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def unknown_keys(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield each key of a value that its model lacks, with the keys that the model has."""
+    if isinstance(value, dict):
+        model = next(
+            (m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)),
+            None,
+        )
+        if model is None:
+            return
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name not in fields:
+                yield path, sorted(fields)
+            else:
+                yield from unknown_keys(inner, fields[name].annotation, path)
+    elif isinstance(value, list):
+        for member in _members(annotation):
+            if get_origin(member) is list:
+                for place, inner in enumerate(value):
+                    yield from unknown_keys(inner, get_args(member)[0], f"{key}.{place}")
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation

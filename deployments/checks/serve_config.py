@@ -1,0 +1,87 @@
+"""Configuration of Ray Serve, as `serve deploy` and RayService take it."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.checks.documents import Document
+from deployments.checks.finding import Findings
+from deployments.checks.schema import unknown_keys
+from deployments.checks.secrets_in_file import check_secrets
+from omai_ray.settings import Settings
+
+_OURS = "deployments.app:app"
+
+
+def check(document: Document, findings: Findings) -> None:
+    """Find unknown keys, values that Serve refuses, applications that cannot be imported."""
+    check_secrets(document, findings, "name a variable of the cluster's environment instead")
+    for key, known in unknown_keys(document.values, ServeDeploySchema):
+        close = get_close_matches(key.rsplit(".", 1)[-1], known, 1)
+        findings.add(
+            document.at(key),
+            "no such key",
+            f"did you mean {close[0]}?" if close else f"remove it (there are: {', '.join(known)})",
+        )
+    _validate(document, findings, ServeDeploySchema, document.values, ())
+    for place, application in enumerate(_list(document.values.get("applications"))):
+        _check_application(document, findings, application, ("applications", place))
+
+
+def _check_application(
+    document: Document, findings: Findings, application: dict[str, Any], at: tuple[object, ...]
+) -> None:
+    path = application.get("import_path")
+    if isinstance(path, str):
+        reason = _why_not_importable(path)
+        if reason:
+            findings.add(document.at(*at, "import_path"), reason, "correct it")
+    if path == _OURS:
+        for name in application.get("args") or {}:
+            if name != "config" and name not in Settings.model_fields:
+                findings.add(
+                    document.at(*at, "args", name),
+                    "no such argument",
+                    "name a key of the settings, or config",
+                )
+    for place, deployment in enumerate(_list(application.get("deployments"))):
+        scaling = deployment.get("autoscaling_config")
+        if isinstance(scaling, dict):
+            key = (*at, "deployments", place, "autoscaling_config")
+            _validate(document, findings, AutoscalingConfig, scaling, key)
+
+
+def _validate(
+    document: Document,
+    findings: Findings,
+    model: type[BaseModel],
+    values: dict[str, Any],
+    at: tuple[object, ...],
+) -> None:
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_context=False):
+            findings.add(document.at(*at, *problem["loc"]), problem["msg"], "correct the value")
+
+
+def _why_not_importable(path: str) -> str | None:
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        module, _, attribute = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        return f"'{path}' cannot be imported: {type(error).__name__}: {error}"
+    return None if hasattr(found, attribute) else f"module {module} has no '{attribute}'"
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    items = value if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, dict)]

@@ -1,0 +1,77 @@
+"""What is shipped for clusters, as a whole."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.checks import check_files
+from omai_ray.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[3]
+CLUSTERS = ("cluster.yaml", "deployments/cluster-gcp.yaml")
+MANIFEST = "deployments/kubernetes/rayservice.yaml"
+CONFIGS = sorted(path.name for path in (ROOT / "deployments/config").glob("*.yaml"))
+
+
+def parsed(name: str) -> list[Any]:
+    """Return a file's documents."""
+    return list(yaml.safe_load_all((ROOT / name).read_text(encoding="utf-8")))
+
+
+def test_nothing_is_found_in_what_is_shipped() -> None:
+    """All of it together, so that the models fit each of the clusters."""
+    configs = [f"deployments/config/{name}" for name in CONFIGS]
+    assert [] == check_files(ROOT / name for name in (*CLUSTERS, MANIFEST, *configs))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_configuration_loads(name: str) -> None:
+    """With what the environment has to give."""
+    environment = {"OMAI_REDIS_URL": "redis://r"} if name == "cluster.yaml" else {}
+    settings = load_settings(ROOT / "deployments/config" / name, environment=environment)
+    assert settings.models
+
+
+def test_the_two_clouds_are_twins() -> None:
+    """The same groups and labels, started by the same commands."""
+    (aws,), (gcp,) = (parsed(name) for name in CLUSTERS)
+    for key in ("docker", "file_mounts", "head_start_ray_commands", "worker_start_ray_commands"):
+        assert aws[key] == gcp[key]
+    labels = [
+        {name: node.get("labels") for name, node in cluster["available_node_types"].items()}
+        for cluster in (aws, gcp)
+    ]
+    assert labels[0] == labels[1]
+
+
+def test_kubernetes_has_the_settings_of_the_clusters() -> None:
+    """One configuration, whatever starts Ray."""
+    settings = parsed(MANIFEST)[0]["data"]["platform.yaml"]
+    assert yaml.safe_load(settings) == parsed("deployments/config/cluster.yaml")[0]
+
+
+def test_the_image_is_pinned_and_is_not_run_by_root() -> None:
+    """A version of the base, the tested versions in it, a user."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    (base,) = [line for line in lines if line.startswith("FROM ")]
+    assert re.fullmatch(r"FROM python:3\.11\.\d+-slim-\w+", base)
+    assert [line for line in lines if line.startswith("USER ")][-1] == "USER omai"
+    (install,) = [line for line in lines if '".[$EXTRAS]"' in line]
+    assert "--constraint constraints.txt" in install
+    copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line[0] == "!"}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_images_version_is_the_packages() -> None:
+    """In every file that names the image."""
+    pattern = re.compile(r"registry\.example\.com/omai-ray:([0-9.]+)")
+    for name in (*CLUSTERS, MANIFEST, "Dockerfile"):
+        assert {version("omai-ray")} == set(pattern.findall((ROOT / name).read_text("utf-8")))
