@@ -21,8 +21,9 @@ from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.settings import Settings, load_settings
 
 # Models end first, so that the ingress still settles and records what they leave unfinished.
-MODEL_DRAIN_S = 4.0
-INGRESS_DRAIN_S = 7.0
+SETTLE_S = 3.0
+# Serve replaces a replica that fails three checks in a row.
+HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 30.0
 
 
@@ -44,7 +45,7 @@ def build(settings: Settings) -> Application:
     settings = settings.model_copy(update={"admin_password": None})  # no replica needs it
     log_file = str(settings.log_file) if settings.log_file else None
     handles = {
-        spec.name: _deployment(spec).bind(spec, settings.log_level, log_file)
+        spec.name: _deployment(spec, settings.drain_s).bind(spec, settings.log_level, log_file)
         for spec in settings.models
     }
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
@@ -52,21 +53,24 @@ def build(settings: Settings) -> Application:
         num_replicas=settings.ingress.replicas,
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
-        graceful_shutdown_timeout_s=INGRESS_DRAIN_S,
+        graceful_shutdown_timeout_s=settings.drain_s + SETTLE_S,
+        max_surge_percent=100,
     )
     bound: Application = ingress.bind(settings, handles)
     return bound
 
 
-def _deployment(spec: ModelSpec) -> Deployment:
+def _deployment(spec: ModelSpec, drain_s: float) -> Deployment:
     replica = ChatReplica if spec.task == "chat" else EmbeddingReplica
     deployment: Deployment = serve.deployment(replica).options(  # type: ignore[attr-defined]
         name=deployment_name(spec.name),
         max_ongoing_requests=spec.max_running_requests + spec.max_queued_requests,
         max_queued_requests=spec.max_queued_requests,
         ray_actor_options=_actor_options(spec),
+        health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=MODEL_DRAIN_S,
+        graceful_shutdown_timeout_s=drain_s,
+        max_surge_percent=spec.replicas.surge_percent,
         **_scaling(spec),
     )
     return deployment

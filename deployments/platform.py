@@ -35,7 +35,7 @@ SERVE_APP = "omai"
 LOCK_FILE = "serve.lock"
 _READY_TIMEOUT_S = 600.0
 _POLL_S = 0.2
-STOP_S = 8.0
+_END_S = 1.0  # for Serve to take notice of replicas that have ended
 
 
 def check_port(host: str, port: int) -> int:
@@ -86,10 +86,13 @@ def serve_until_signal(settings: Settings, on_ready: Callable[[str], None]) -> N
 
 
 def _wait_for_signal() -> None:
+    """Return at a signal; the next one ends what comes then."""
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
     stop.wait()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -157,19 +160,26 @@ class Platform:
         return address
 
     def stop(self) -> None:
-        """Let the replicas finish what they are at, for STOP_S at most, then end Ray."""
+        """Let the replicas finish what they are at, for drain_s or to a signal, then end Ray."""
         import ray
-        from ray import serve
 
         self._cluster_file.unlink(missing_ok=True)
         if not ray.is_initialized():
             return
-        if self._serves:
-            serve.delete(SERVE_APP, _blocking=False)
-            deadline = time.monotonic() + STOP_S
-            while SERVE_APP in serve.status().applications and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+        with contextlib.suppress(KeyboardInterrupt):
+            if self._serves:
+                self._drain()
         ray.shutdown()
+
+    def _drain(self) -> None:
+        from ray import serve
+
+        from deployments.app import SETTLE_S
+
+        serve.delete(SERVE_APP, _blocking=False)
+        deadline = time.monotonic() + self._settings.drain_s + SETTLE_S + _END_S
+        while SERVE_APP in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _write_cluster_file(self, context: Any) -> None:
         """Say where the cluster is, for `omai-ray embed --address` and for the curious."""

@@ -129,6 +129,7 @@ class Settings(BaseModel):
     in the state directory.
     admin_password: of the administrator that the first start makes; by default one is made up.
     log_file: where every process appends its JSON log lines; by default each one's stderr.
+    drain_s: how long a replica that is to end may take to finish what it is at.
     trusted_proxies: peers whose X-Forwarded-* headers are believed; `*` for any.
     """
 
@@ -143,6 +144,7 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_file: Path | None = None
     dashboard: bool = True
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     trusted_proxies: tuple[str, ...] = ()
     ingress: IngressSettings = IngressSettings()
     limiter: LimiterSettings = LimiterSettings()
