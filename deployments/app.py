@@ -16,6 +16,7 @@ from ray.serve import Application, Deployment
 from deployments.chat import ChatReplica
 from deployments.embedding import EmbeddingReplica
 from deployments.ingress import Ingress
+from deployments.routing import router_config
 from omai_ray.catalog import ModelSpec
 from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.settings import Settings, load_settings
@@ -71,6 +72,7 @@ def _deployment(spec: ModelSpec, drain_s: float) -> Deployment:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=drain_s,
         max_surge_percent=spec.replicas.surge_percent,
+        request_router_config=router_config(spec),
         **_scaling(spec),
     )
     return deployment

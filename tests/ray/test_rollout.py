@@ -49,7 +49,7 @@ def application(served: Served, **model: Any) -> Iterator[Callable[..., None]]:
     source = served.settings.models[0].source
 
     def deploy(**changed: Any) -> None:
-        fields = {"name": MODEL, "task": "chat", "source": source, "num_cpus": 0.1}
+        fields: dict[str, Any] = {"name": MODEL, "task": "chat", "source": source, "num_cpus": 0.1}
         spec = ModelSpec(**(fields | model | changed))
         settings = served.settings.model_copy(
             update={
