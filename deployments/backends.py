@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 PATIENCE_S = 300.0
 # What crosses is data; cloudpickle, the default, is for code, and takes thrice as long.
 _PICKLE = "pickle"
+_TRIED_AGAIN = "a model's replica went away before it answered; another is tried"
 
 
 class HandleChatBackend:
@@ -41,18 +42,28 @@ class HandleChatBackend:
         )
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
-        """Yield what the choices gain; leaving early cancels the replica's generator."""
+        """Yield what the choices gain; leaving early cancels the replica's generator.
+
+        A job whose replica goes away before it gave a token is tried once more, at another. It
+        counts once: what counts is what is yielded here.
+        """
         with domain_errors():
-            response: Any = self._streaming.remote(job)
-            try:
-                while True:
-                    async with asyncio.timeout(PATIENCE_S):
-                        deltas: list[ChatDelta] = await anext(response)
-                    yield deltas
-            except StopAsyncIteration:
-                return
-            finally:
-                response.cancel()
+            for retriable in (True, False):
+                response: Any = self._streaming.remote(job)
+                try:
+                    while True:
+                        async with asyncio.timeout(PATIENCE_S):
+                            deltas: list[ChatDelta] = await anext(response)
+                        retriable = False
+                        yield deltas
+                except StopAsyncIteration:
+                    return
+                except RayActorError:
+                    if not retriable:
+                        raise
+                    _log.warning(_TRIED_AGAIN)
+                finally:
+                    response.cancel()
 
     async def ready(self) -> None:
         """Return once a replica answers."""
@@ -69,13 +80,20 @@ class HandleEmbeddingBackend:
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
         with domain_errors():
-            response: Any = self._handle.embed.remote(inputs, account)
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    vectors: npt.NDArray[np.float32] = await response
-            except (asyncio.CancelledError, TimeoutError):
-                response.cancel()
-                raise
+                return await self._embed(inputs, account)
+            except RayActorError:
+                _log.warning(_TRIED_AGAIN)
+            return await self._embed(inputs, account)
+
+    async def _embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
+        response: Any = self._handle.embed.remote(inputs, account)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                vectors: npt.NDArray[np.float32] = await response
+        except (asyncio.CancelledError, TimeoutError):
+            response.cancel()
+            raise
         return vectors
 
     async def ready(self) -> None:
