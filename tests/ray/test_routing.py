@@ -38,24 +38,32 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 
 def test_the_turns_of_a_conversation_meet_what_they_left(client: httpx.Client) -> None:
-    """Whichever ingress replica takes them: with chance, half of them would not."""
+    """Whichever ingress replica takes them. By chance half would, and 19 of 24 hardly ever.
+
+    Not all have to: Serve passes over a replica that does not tell its load within 0.1 s.
+    """
+    met = []
     for number in range(8):
         messages = [{"role": "user", "content": f"{number}: " + "Tell me of the sea. " * 4}]
+        before = 0
         for turn in range(4):
-            body = {"model": "chat", "messages": messages, "max_tokens": 4}
             # A connection of its own, so that the proxy chooses an ingress replica anew.
             answer = httpx.post(
-                f"{client.base_url}{PREFIX.lstrip('/')}/v1/chat/completions",
-                json=body,
-                headers=client.headers,
+                f"{str(client.base_url).rstrip('/')}{PREFIX}/v1/chat/completions",
+                json={"model": "chat", "messages": messages, "max_tokens": 4},
+                headers={"Authorization": client.headers["Authorization"]},
                 timeout=30,
             ).json()
-            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-            assert (cached > 0) == (turn > 0)
+            usage = answer["usage"]
+            if turn:
+                met.append(usage["prompt_tokens_details"]["cached_tokens"] > 0.8 * before)
+            before = usage["prompt_tokens"]
             messages += [
                 {"role": "assistant", "content": answer["choices"][0]["message"]["content"]},
                 {"role": "user", "content": "Go on."},
             ]
+    assert len(met) == 24
+    assert sum(met) >= 19
 
 
 def test_the_prompts_of_one_request_are_all_answered(client: httpx.Client) -> None:
