@@ -127,18 +127,24 @@ def main(checkpoint: str, state_dir: str) -> None:
         port=ports[0],
         state_dir=Path(state_dir),
         log_file=Path(state_dir) / "omai.log",
-        ingress=IngressSettings(replicas=3, num_cpus=0),
+        ingress=IngressSettings(replicas=3, num_cpus=0.4),
         models=(
-            ModelSpec(name="chat", task="chat", source=checkpoint, replicas=Replicas(min=2, max=2)),
+            ModelSpec(  # so large that a node has room for one, beside two ingress replicas
+                name="chat",
+                task="chat",
+                source=checkpoint,
+                num_cpus=1.2,
+                replicas=Replicas(min=2, max=2),
+            ),
         ),
     )
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     os.environ |= proxy_environment(settings)
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": DETECTION}
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": DETECTION}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     workers = [
         cluster.add_node(
-            num_cpus=1, env_vars=os.environ | {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port)}
+            num_cpus=2, env_vars=os.environ | {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port)}
         )
         for port in ports[1:]
     ]
