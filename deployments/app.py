@@ -20,14 +20,16 @@ from deployments.embedding import EmbeddingReplica
 from deployments.haproxy import BINARY_VARIABLE
 from deployments.ingress import CATALOG, Ingress
 from deployments.names import deployment_name, version_of
+from deployments.routing import router_config
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
 from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.settings import Settings, load_settings
 
 # Models end first, so that the ingress still settles and records what they leave unfinished.
-MODEL_DRAIN_S = 4.0
-INGRESS_DRAIN_S = 7.0
+SETTLE_S = 3.0
+# Serve replaces a replica that fails three checks in a row.
+HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 30.0
 # What a model's replicas have no need to know: they run on where it changes.
 _OF_NO_REPLICA = {"replicas", "price", "owned_by", "typical_output_tokens"}
@@ -80,7 +82,8 @@ def build(settings: Settings) -> Application:
         ray_actor_options=_placed(
             {"num_cpus": settings.ingress.num_cpus}, settings.ingress.placement
         ),
-        graceful_shutdown_timeout_s=INGRESS_DRAIN_S,
+        graceful_shutdown_timeout_s=settings.drain_s + SETTLE_S,
+        max_surge_percent=100,
         # Replicas take another catalog as they run; all else starts them anew.
         user_config=settings.model_dump(mode="json", include=CATALOG),
         version=version_of(settings.model_dump_json(exclude=CATALOG)),
@@ -98,8 +101,11 @@ def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
         max_queued_requests=spec.max_queued_requests,
         max_replicas_per_node=spec.max_replicas_per_node,
         ray_actor_options=_actor_options(spec),
+        health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=MODEL_DRAIN_S,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        max_surge_percent=spec.replicas.surge_percent,
+        request_router_config=router_config(spec),
         version=version_of(
             spec.model_dump_json(exclude=_OF_NO_REPLICA), settings.log_level, str(settings.log_file)
         ),

@@ -29,6 +29,7 @@ PATIENCE_S = 300.0
 _ASKED_S, _ASK_TIMEOUT_S, _ASK_AGAIN_S = 4.0, 2.0, 0.2
 # What crosses is data; cloudpickle, the default, is for code, and takes thrice as long.
 _PICKLE = "pickle"
+_TRIED_AGAIN = "a model's replica went away before it answered; another is tried"
 
 
 class HandleChatBackend:
@@ -41,36 +42,54 @@ class HandleChatBackend:
         self._streaming = data.options(method_name="stream", stream=True)
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
-        """Yield what the choices gain; leaving early cancels the replica's generator."""
+        """Yield what the choices gain; leaving early cancels the replica's generator.
+
+        A job whose replica goes away before it gave a token is tried once more, at another. It
+        counts once: what counts is what is yielded here.
+        """
         with domain_errors():
-            response: Any = self._streaming.remote(job)
-            try:
-                while True:
-                    async with asyncio.timeout(PATIENCE_S):
-                        deltas: list[ChatDelta] = await anext(response)
-                    yield deltas
-            except StopAsyncIteration:
-                return
-            finally:
-                response.cancel()
+            for retriable in (True, False):
+                response: Any = self._streaming.remote(job)
+                try:
+                    while True:
+                        async with asyncio.timeout(PATIENCE_S):
+                            deltas: list[ChatDelta] = await anext(response)
+                        retriable = False
+                        yield deltas
+                except StopAsyncIteration:
+                    return
+                except RayActorError:
+                    if not retriable:
+                        raise
+                    _log.warning(_TRIED_AGAIN)
+                finally:
+                    response.cancel()
 
     async def answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
-        """Complete the choices in one call; leaving early ends it, and keeps what there is."""
+        """Complete the choices in one call; leaving early ends it, and keeps what there is.
+
+        A job whose replica goes away is tried once more, at another: of the first nothing came.
+        """
         with domain_errors():
-            response: Any = self._answering.remote(job)
-            call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
-            try:
-                gained = await self._patiently(call, job)
-            except (asyncio.CancelledError, TimeoutError):
-                response.cancel()
-                call.cancel()
-                asking = asyncio.create_task(self._ended(call, job))
-                while not asking.done():  # Serve may cancel a request more than once
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.shield(asking)
-                _absorb(choices, asking.result())
-                raise
-        _absorb(choices, gained)
+            for retriable in (True, False):
+                response: Any = self._answering.remote(job)
+                call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
+                try:
+                    _absorb(choices, await self._patiently(call, job))
+                    return
+                except RayActorError:
+                    if not retriable:
+                        raise
+                    _log.warning(_TRIED_AGAIN)
+                except (asyncio.CancelledError, TimeoutError):
+                    response.cancel()
+                    call.cancel()
+                    asking = asyncio.create_task(self._ended(call, job))
+                    while not asking.done():  # Serve may cancel a request more than once
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await asyncio.shield(asking)
+                    _absorb(choices, asking.result())
+                    raise
 
     async def _patiently(
         self, call: asyncio.Future[list[ChatDelta]], job: ChatJob
@@ -130,13 +149,20 @@ class HandleEmbeddingBackend:
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
         with domain_errors():
-            response: Any = self._handle.embed.remote(inputs, account)
             try:
-                async with asyncio.timeout(PATIENCE_S):
-                    vectors: npt.NDArray[np.float32] = await response
-            except (asyncio.CancelledError, TimeoutError):
-                response.cancel()
-                raise
+                return await self._embed(inputs, account)
+            except RayActorError:
+                _log.warning(_TRIED_AGAIN)
+            return await self._embed(inputs, account)
+
+    async def _embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
+        response: Any = self._handle.embed.remote(inputs, account)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                vectors: npt.NDArray[np.float32] = await response
+        except (asyncio.CancelledError, TimeoutError):
+            response.cancel()
+            raise
         return vectors
 
     async def ready(self) -> None:

@@ -23,7 +23,9 @@ class _Answer(NamedTuple):
 class ChatReplica:
     """Owns one engine and the text layer above it."""
 
-    def __init__(self, spec: ModelSpec, log_level: str, log_file: str | None) -> None:
+    async def __init__(  # type: ignore[misc] # Serve awaits it; then the replica is ready
+        self, spec: ModelSpec, log_level: str, log_file: str | None
+    ) -> None:
         from omai_ray.engines.chat.create import create_engine
         from omai_ray.engines.device import limit_threads
 
@@ -33,6 +35,12 @@ class ChatReplica:
         self._engine.start()
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
         self._answers: dict[str, _Answer] = {}
+        await self._warm_up()
+
+    async def _warm_up(self) -> None:
+        """Answer one token, so that no request pays for what is done at first use."""
+        async for _ in self._generator.stream(ChatJob("warm-up", [0], max_new_tokens=1)):
+            pass
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain; a caller that goes away cancels them."""

@@ -19,6 +19,7 @@ from deployments.haproxy import PEER_HEADER
 from omai_ray.api.context import API_VERSION, safe_request_id
 from omai_ray.api.failures import render_error, unknown_url
 from omai_ray.api.request_limits import RequestLimits
+from omai_ray.api.sse import frame
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.settings import edge_settings
 
@@ -125,6 +126,8 @@ class _Exchange:
         self._limits = limits
         self._received = 0
         self._begun = False
+        self._streams = False
+        self._ended = False
         self._refused: OMAiError | None = None
 
     async def receive(self) -> Message:
@@ -149,6 +152,9 @@ class _Exchange:
                 return
             headers["x-request-id"] = self._request_id
             self._begun = True
+            self._streams = headers.get("content-type", "").startswith("text/event-stream")
+        elif message["type"] == "http.response.body":
+            self._ended = not message.get("more_body", False)
         await self._send(message)
 
     async def refuse(self, error: OMAiError) -> None:
@@ -165,9 +171,12 @@ class _Exchange:
         await response(self._scope, self._receive, self._send)
 
     async def finish(self) -> None:
-        """Answer where the proxy has not."""
+        """Answer where the proxy has not, or say that a stream of its will not go on."""
         if not self._begun:
             await self.refuse(_lost(self._request_id))
+        elif self._streams and not self._ended:  # an ingress replica died in the middle of it
+            event = frame(_lost(self._request_id).envelope())
+            await self._send({"type": "http.response.body", "body": event})
 
     def _of_proxy(self, status: int, headers: MutableHeaders) -> OMAiError:
         if status == 404:

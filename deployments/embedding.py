@@ -12,7 +12,9 @@ from omai_ray.telemetry.logs import configure_logs
 class EmbeddingReplica:
     """Owns one engine and the queue before it."""
 
-    def __init__(self, spec: ModelSpec, log_level: str, log_file: str | None) -> None:
+    async def __init__(  # type: ignore[misc] # Serve awaits it; then the replica is ready
+        self, spec: ModelSpec, log_level: str, log_file: str | None
+    ) -> None:
         from omai_ray.engines.device import limit_threads
         from omai_ray.engines.embedding.batcher import EmbeddingBatcher
         from omai_ray.engines.embedding.engine import EmbeddingEngine
@@ -21,7 +23,8 @@ class EmbeddingReplica:
         configure_logs(log_level, log_file)
         limit_threads(spec.num_cpus)
         engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
-        self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests)
+        self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
+        await self._batcher.embed([[0]])  # no request pays for what is done at first use
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1]."""

@@ -36,7 +36,6 @@ SERVE_APP = "omai"
 LOCK_FILE = "serve.lock"
 _READY_TIMEOUT_S = 600.0
 _POLL_S = 0.2
-STOP_S = 8.0
 # What a running platform cannot change.
 _FIXED = (
     "host",
@@ -48,6 +47,7 @@ _FIXED = (
     "dashboard",
     "proxy",
 )
+_END_S = 1.0  # for Serve to take notice of replicas that have ended
 
 
 def check_port(host: str, port: int) -> int:
@@ -114,12 +114,14 @@ def serve_until_signal(
 
 
 def _hangups() -> Iterator[None]:
-    """Yield at each SIGHUP, end at SIGINT or SIGTERM."""
+    """Yield at each SIGHUP, end at SIGINT or SIGTERM; the next one ends what comes then."""
     came: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, _: came.put(number))
     while came.get() == signal.SIGHUP:
         yield
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -158,7 +160,7 @@ class Platform:
         directory = _fresh_ray_directory(self._settings.state_dir)
         os.environ |= proxy_environment(self._settings)
         if self._settings.proxy == "haproxy":
-            os.environ |= _haproxy_environment(directory)
+            os.environ |= _haproxy_environment(directory, settings.drain_s)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         import ray
         from ray import serve
@@ -238,19 +240,26 @@ class Platform:
                 )
 
     def stop(self) -> None:
-        """Let the replicas finish what they are at, for STOP_S at most, then end Ray."""
+        """Let the replicas finish what they are at, for drain_s or to a signal, then end Ray."""
         import ray
-        from ray import serve
 
         self._cluster_file.unlink(missing_ok=True)
         if not ray.is_initialized():
             return
-        if self._serves:
-            serve.delete(SERVE_APP, _blocking=False)
-            deadline = time.monotonic() + STOP_S
-            while SERVE_APP in serve.status().applications and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+        with contextlib.suppress(KeyboardInterrupt):
+            if self._serves:
+                self._drain()
         ray.shutdown()
+
+    def _drain(self) -> None:
+        from ray import serve
+
+        from deployments.app import SETTLE_S
+
+        serve.delete(SERVE_APP, _blocking=False)
+        deadline = time.monotonic() + self._settings.drain_s + SETTLE_S + _END_S
+        while SERVE_APP in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _write_cluster_file(self, context: Any) -> None:
         """Say where the cluster is, for `omai-ray embed --address` and for the curious."""
@@ -274,7 +283,7 @@ def proxy_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _haproxy_environment(directory: Path) -> dict[str, str]:
+def _haproxy_environment(directory: Path, drain_s: float) -> dict[str, str]:
     """Return where an embedded HAProxy has its files and ports, several platforms side by side."""
     program = directory / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m deployments.haproxy "$@"\n')
@@ -288,7 +297,7 @@ def _haproxy_environment(directory: Path) -> dict[str, str]:
         "SERVER_STATE_FILE": directory / "s",
         "STATS_PORT": check_port("127.0.0.1", 0),
         "METRICS_PORT": check_port("127.0.0.1", 0),
-        "HARD_STOP_AFTER_S": math.ceil(STOP_S),
+        "HARD_STOP_AFTER_S": math.ceil(drain_s),
     }
     return {
         **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in names.items()},

@@ -19,6 +19,7 @@ Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Engine = Literal["transformers", "llama-cpp", "vllm"]
 
+STEP_TIMEOUT_S = 120.0
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$"
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHTS = {"transformers": "*.safetensors", "llama-cpp": "*.gguf", "vllm": "*.safetensors"}
@@ -29,7 +30,11 @@ _BUILTIN = {
 
 
 class Replicas(BaseModel):
-    """How many replicas a model has, and what each keeps busy with."""
+    """How many replicas a model has, and what each keeps busy with.
+
+    surge_percent: how many more than those a rollout may start before it stops old ones; with 0 it
+    needs no room for more, and requests wait meanwhile where there is only one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,6 +42,7 @@ class Replicas(BaseModel):
     initial: Annotated[int, Field(ge=0)] | None = None
     max: Annotated[int, Field(ge=1)] = 1
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
@@ -87,6 +93,7 @@ class ModelSpec(BaseModel):
     dimensions: the model was trained so that its vectors may be shortened (Matryoshka).
     adapters: LoRA adapters of a chat model, served under names of their own: name -> where from.
     kv_cache_gib: memory for a chat model's keys and values; by default a part of what is free.
+    step_timeout_s: a replica whose engine takes longer for one step is wedged, and replaced.
     num_cpus, num_gpus: what one replica reserves; CPU threads follow num_cpus.
     gpu_memory_share: of its GPU's memory, what a replica may take; num_gpus where that is below 1.
     placement: labels that its nodes must have. max_replicas_per_node: on one node, at most.
@@ -115,6 +122,7 @@ class ModelSpec(BaseModel):
     normalize: bool = True
     prompt: str | None = None
     dimensions: bool = False
+    step_timeout_s: Annotated[float, Field(gt=0)] = STEP_TIMEOUT_S
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -138,6 +138,7 @@ class Settings(BaseModel):
     in the state directory.
     admin_password: of the administrator that the first start makes; by default one is made up.
     log_file: where every process appends its JSON log lines; by default each one's stderr.
+    drain_s: how long a replica that is to end may take to finish what it is at.
     trusted_proxies: peers whose X-Forwarded-* headers are believed; `*` for any.
     proxy: what takes the connections: Serve's own in Python, or HAProxy, which takes far more.
     """
@@ -153,6 +154,7 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_file: Path | None = None
     dashboard: bool = True
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     trusted_proxies: tuple[str, ...] = ()
     proxy: Literal["python", "haproxy"] = "python"
     ingress: IngressSettings = IngressSettings()

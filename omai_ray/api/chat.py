@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -69,7 +70,23 @@ async def chat_job(request: Request, served: ServedChat, body: ChatRequest) -> C
         parse_tools=bool(body.tools) and body.tool_choice != "none",
         one_call=body.parallel_tool_calls is False,
         grammar=answer_grammar(body, served.tokenizer.text),
+        session=session_of(body),
     )
+
+
+def session_of(body: ChatRequest) -> str:
+    """Return what the turns of a conversation have in common: the client's own key, or its start.
+
+    It starts with all up to the first message that is not an instruction.
+    """
+    if body.prompt_cache_key:
+        return body.prompt_cache_key
+    digest = hashlib.blake2b(digest_size=16)
+    for message in body.messages:
+        digest.update(message.model_dump_json().encode())
+        if message.role not in ("system", "developer"):
+            break
+    return digest.hexdigest()
 
 
 async def render(served: ServedChat, body: ChatRequest, size: int) -> list[int]:

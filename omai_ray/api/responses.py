@@ -93,6 +93,7 @@ def as_chat(body: ResponseRequest) -> chat.ChatRequest:
         tool_choice=_choice(body),
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=_format(body),
+        prompt_cache_key=body.prompt_cache_key,
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from omai_ray.api.chat import session_of
+from omai_ray.api.schemas.chat import ChatRequest
 from omai_ray.errors import Overloaded
 from tests.api.conftest import CHAT, CONTEXT, Api, events
 from tests.api.shapes import check, check_error
@@ -288,3 +290,18 @@ async def test_concurrent_requests_are_answered_as_alone(api: Api) -> None:
     alone = [(await api.complete(headers, messages=m)).json()["choices"] for m in messages]
     together = await asyncio.gather(*(api.complete(headers, messages=m) for m in messages))
     assert alone == [response.json()["choices"] for response in together]
+
+
+def test_the_turns_of_a_conversation_are_one_session() -> None:
+    """Up to the first message that is no instruction; the client's own key comes before that."""
+
+    def session(*messages: tuple[str, str], **fields: Any) -> str:
+        said = [{"role": role, "content": content} for role, content in messages]
+        return session_of(ChatRequest.model_validate({"model": "m", "messages": said, **fields}))
+
+    system, first = ("system", "Be brief."), ("user", "Hello")
+    turns = session(system, first, ("assistant", "Hi"), ("user", "Go on"))
+    assert session(system, first) == turns
+    assert session(system, ("user", "Good day")) != turns
+    assert session(("system", "Be long."), first) != turns
+    assert session(system, first, prompt_cache_key="mine") == "mine"

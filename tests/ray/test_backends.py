@@ -157,9 +157,9 @@ async def test_an_answer_that_grows_no_more_is_given_up(monkeypatch: pytest.Monk
 
 
 async def test_a_replica_that_dies_is_a_server_error() -> None:
-    """As it is in a stream."""
+    """As it is in a stream, once it has been tried at another; that one may answer."""
     handle = Handle()
-    task, _ = answering(handle)
     handle.call.future.set_exception(RayActorError())
+    task, _ = answering(handle)
     with pytest.raises(ServerError, match="went away"):
         await task

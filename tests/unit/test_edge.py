@@ -88,6 +88,28 @@ async def test_an_exception_or_silence_of_the_proxys_is_a_500_with_the_id() -> N
         assert b"canary" not in body
 
 
+async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
+    """As when an ingress replica dies; a stream that has ended is left as it is."""
+
+    def breaks_off(*, ended: bool) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send(
+                {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": not ended}
+            )
+            raise RuntimeError("canary-in-exception")
+
+        return app
+
+    status, _, body = await answer(breaks_off(ended=False))
+    first, last, rest = body.split(b"\n\n")
+    assert (status, first, rest) == (200, b"data: 1", b"")
+    assert code_of(last.removeprefix(b"data: ")) == "internal_error"
+    assert b"canary" not in body
+    assert (await answer(breaks_off(ended=True)))[2] == b"data: 1\n\n"
+
+
 async def test_a_body_that_grows_too_long_is_answered_once() -> None:
     """What the application says afterwards is dropped."""
 

@@ -39,6 +39,7 @@ FORBIDDEN = {
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.text": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),
     "omai_ray.engines": ("ray", "fastapi", "starlette", "sqlalchemy"),
+    "omai_ray.routing": (*HEAVY, "fastapi", "sqlalchemy", "omai_ray.api", "omai_ray.engines"),
     "omai_ray.api": (*HEAVY, "deployments", "pipelines"),
     **dict.fromkeys(STATE, (*HEAVY, "fastapi", "omai_ray.api", "omai_ray.engines")),
     "omai_ray": ("ray.serve", "ray.data"),

@@ -32,6 +32,7 @@ from omai_ray.engines.chat.protocol import (
 from omai_ray.engines.chat.sampler import Sampler, draw
 from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequence
 from omai_ray.engines.checkpoint import check_weights
+from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
@@ -86,6 +87,7 @@ class BatchingEngine:
         self._running: dict[Sequence, _Task] = {}
         self._deadlines: dict[_Task, float] = {}
         self._stats = EngineStats(0, 0)
+        self._heartbeat = Heartbeat(spec.step_timeout_s)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -149,15 +151,21 @@ class BatchingEngine:
         return EngineStats(stats.running, stats.waiting + submitted, stats.preemptions)
 
     def check_health(self) -> None:
-        """Raise ServerError where the thread has ended."""
+        """Raise ServerError where the thread has ended, or is wedged: then all requests end too."""
         if self._thread is None or not self._thread.is_alive():
             raise ServerError("the chat engine's thread is not running")
+        try:
+            self._heartbeat.check()
+        except ServerError:
+            self._give_up("engine wedged")
+            raise
 
     def _submit(self, task: _Task) -> None:
         with self._lock:
             waiting = self._stats.waiting + len(self._submitted)
             check_room(waiting, self._spec.max_queued_requests, draining=self._draining)
             self._submitted.append(task)
+            self._heartbeat.begin()
             self._tasks[task.request.request_id] = task
             self._lock.notify()
 
@@ -183,11 +191,15 @@ class BatchingEngine:
                 _send(self._next())
         except BaseException:  # whoever waits must hear of it; health checks see the thread ended
             _log.exception("the chat engine has ended")
-            with self._lock:
-                self._draining = True
-                tasks = [*self._running.values(), *self._submitted]
-            _send([(task, StepOutput([], "error", error="engine ended")) for task in tasks])
+            self._give_up("engine ended")
             raise
+
+    def _give_up(self, error: str) -> None:
+        """Take no more requests, and end those that are here, whatever the thread does."""
+        with self._lock:
+            self._draining = True
+            tasks = [*self._running.values(), *self._submitted]
+        _send([(task, StepOutput([], "error", error=error)) for task in tasks])
 
     def _load(self) -> None:
         """Load the model on this very thread.
@@ -226,9 +238,12 @@ class BatchingEngine:
     def _take_up(self) -> bool:
         """Wait for work, and take up what callers asked for; False once drained."""
         with self._lock:
+            if not (self._submitted or self._running):
+                self._heartbeat.rest()
             self._lock.wait_for(
                 lambda: self._submitted or self._cancelled or self._running or self._draining
             )
+            self._heartbeat.beat()
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
             for task in submitted:

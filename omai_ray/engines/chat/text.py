@@ -34,6 +34,8 @@ class ChatJob:
     account, adapter, grammar: as engines have them.
 
     one_call: an answer ends with its first tool call.
+
+    session: the same in all turns of a conversation; it goes where the turns before have been.
     """
 
     request_id: str
@@ -47,6 +49,7 @@ class ChatJob:
     adapter: str = ""
     grammar: Grammar | None = None
     one_call: bool = False
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from omai_ray.engines.chat.protocol import (
     TokenLogprobs,
 )
 from omai_ray.engines.checkpoint import check_safe, stop_tokens
+from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ConfigError, InvalidRequest, ServerError
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
@@ -53,6 +54,7 @@ class VllmEngine:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._heartbeat = Heartbeat(spec.step_timeout_s)
 
     def start(self) -> None:
         """Have vLLM load the weights, in a process of its own; returns once it has."""
@@ -123,8 +125,10 @@ class VllmEngine:
             raise _refused(request, error) from error
         self._waiting.add(name)
         self._idle.clear()
+        self._heartbeat.begin()
         try:
             while (output := await _next(outputs, request.deadline)) is not None:
+                self._heartbeat.beat()
                 self._waiting.discard(name)
                 self._running.add(name)
                 yield _step_output(output, request.sampling.logprobs)
@@ -140,6 +144,7 @@ class VllmEngine:
             await outputs.aclose()
             if not self._running | self._waiting:
                 self._idle.set()
+                self._heartbeat.rest()
 
     def abort(self, request_id: str) -> None:
         """Cancel a request, if it is still there: its iterator ends with finish `abort`."""
@@ -153,9 +158,10 @@ class VllmEngine:
         return EngineStats(len(self._running), len(self._waiting))
 
     def check_health(self) -> None:
-        """Raise ServerError where vLLM's process has ended."""
+        """Raise ServerError where vLLM's process has ended, or gives no request anything."""
         if self._llm.errored:
             raise ServerError("vLLM's engine is not running")
+        self._heartbeat.check()
 
     def _prompt(self, request: GenerationRequest) -> Any:
         prompt = self._vllm.TokensPrompt(prompt_token_ids=request.prompt_ids)

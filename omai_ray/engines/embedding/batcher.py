@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from omai_ray.catalog import STEP_TIMEOUT_S
 from omai_ray.engines.embedding.engine import TokenEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
+from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
 _log = logging.getLogger(__name__)
@@ -43,14 +45,20 @@ _Share = tuple[_Request, int]  # one input of a request, by its index
 class EmbeddingBatcher:
     """Feeds one engine from many callers.
 
-    max_queued: requests that may wait; one more is refused with Overloaded.
+    max_queued: requests that may wait; one more is refused with Overloaded. step_timeout_s: a step
+    that takes longer will not end.
     """
 
-    def __init__(self, engine: TokenEngine, max_queued: int) -> None:
+    def __init__(
+        self, engine: TokenEngine, max_queued: int, step_timeout_s: float = STEP_TIMEOUT_S
+    ) -> None:
         self._engine = engine
         self._max_queued = max_queued
         self._waiting: deque[_Request] = deque()
+        self._step: list[_Share] = []
+        self._wedged = False
         self._changed = threading.Condition()
+        self._heartbeat = Heartbeat(step_timeout_s)
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -66,26 +74,48 @@ class EmbeddingBatcher:
             return vectors
         request = _Request(account, arrays, vectors, len(arrays))
         with self._changed:
+            if self._wedged:
+                raise Overloaded("The model is restarting. Please try again later.")
             if len(self._waiting) >= self._max_queued:
                 raise Overloaded(
                     f"The model has {self._max_queued} requests waiting. Please try again later.",
                 )
             self._waiting.append(request)
+            self._heartbeat.begin()
             self._changed.notify()
         return await asyncio.wrap_future(request.future)
 
     def check_health(self) -> None:
-        """Raise ServerError where the thread has ended."""
+        """Raise ServerError where the thread has ended, or is wedged: then all requests end too."""
         if not self._thread.is_alive():
             raise ServerError("the embedding engine's thread is not running")
+        try:
+            self._heartbeat.check()
+        except ServerError:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Take no more requests, and end those that are here, whatever the thread does."""
+        with self._changed:
+            self._wedged = True
+            requests = {id(request): request for request, _ in self._step}
+            requests |= {id(request): request for request in self._waiting}
+        for request in requests.values():
+            if _is_awaited(request):
+                request.future.set_exception(
+                    ServerError("The model could not embed the input. Please try again.")
+                )
 
     def _run(self) -> None:
         while True:
             with self._changed:
+                if not self._waiting:
+                    self._heartbeat.rest()
                 self._changed.wait_for(lambda: bool(self._waiting))
-                step = self._next_step()
-            if step:
-                self._embed(step)
+                self._step = self._next_step()
+            if self._step:
+                self._embed(self._step)
 
     def _next_step(self) -> list[_Share]:
         """Take turns among the accounts: an equal share of the step's tokens each, or one input.
@@ -130,6 +160,7 @@ class EmbeddingBatcher:
 
     def _embed(self, step: list[_Share]) -> None:
         """Answer what a step completes; an input that fails alone fails its own request only."""
+        self._heartbeat.beat()
         try:
             vectors = self._engine.embed_arrays([request.inputs[index] for request, index in step])
         except Exception as error:  # handed to the caller it belongs to

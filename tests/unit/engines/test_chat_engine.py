@@ -106,6 +106,32 @@ async def test_an_engine_that_ends_tells_those_who_wait(
         await collect(engine, GenerationRequest("b", [5], 2, GREEDY))
 
 
+async def test_a_step_that_never_ends_is_found_and_its_requests_end(checkpoint: Path) -> None:
+    """A slow one is not: only longer than step_timeout_s is wedged. Nobody is taken any more."""
+    spec = ModelSpec(name="m", task="chat", source=str(checkpoint), step_timeout_s=1e-9)
+    engine = BatchingEngine(spec)
+    engine.start()
+    entered, released = threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def held(pieces: list[Piece]) -> torch.Tensor:
+        entered.set()
+        released.wait()
+        return run(pieces)
+
+    engine._runner.run = held  # type: ignore[method-assign]
+    engine.check_health()  # idle
+    waiting = asyncio.create_task(collect(engine, GenerationRequest("a", [5], 2, GREEDY)))
+    await asyncio.to_thread(entered.wait)
+    with pytest.raises(ServerError, match="not ended a step"):
+        engine.check_health()
+    assert (await waiting)[-1].finish == "error"
+    with pytest.raises(Overloaded):
+        await collect(engine, GenerationRequest("b", [5], 2, GREEDY))
+    released.set()
+    await engine.drain()
+
+
 async def test_a_prompt_of_several_steps_is_continued_as_by_generate(tmp_path: Path) -> None:
     """Alone, so that its first step draws no token for anybody."""
     checkpoint = save_chat_checkpoint(tmp_path, context=1400)

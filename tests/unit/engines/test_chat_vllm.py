@@ -114,6 +114,23 @@ async def test_a_draining_engine_finishes_and_takes_no_more(engine: VllmEngine) 
         engine.check_health()
 
 
+async def test_vllm_that_gives_nobody_anything_is_found(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not while it has nothing to do."""
+    vllm_stand_in.install(monkeypatch)
+    engine = VllmEngine(spec(checkpoint, step_timeout_s=1e-9))
+    engine.start()
+    engine.check_health()
+    request = asyncio.create_task(collect(engine, GenerationRequest("a", [5], 2, ENDLESS)))
+    await asyncio.sleep(0)
+    with pytest.raises(ServerError, match="not ended a step"):
+        engine.check_health()
+    await request
+    engine.check_health()
+    await engine.drain()
+
+
 async def test_a_deadline_ends_what_runs(engine: VllmEngine) -> None:
     """With what came before it; the sequence is gone from vLLM too."""
     request = GenerationRequest("a", [5], 250, ENDLESS, deadline=time.monotonic() + 0.1)

@@ -172,6 +172,21 @@ async def test_an_unexpected_failure_reaches_every_caller_without_its_text(
     assert (await batcher.embed([[6]])).shape == (1, 32)
 
 
+async def test_a_step_that_never_ends_is_found_and_its_requests_end(engine: Held) -> None:
+    """Those of the step and those that wait; nobody is taken any more."""
+    batcher = EmbeddingBatcher(engine, max_queued=10, step_timeout_s=1e-9)
+    batcher.check_health()  # idle
+    first = await busy(batcher, engine)
+    (second,) = await queued(batcher, [[6]])
+    with pytest.raises(ServerError, match="not ended a step"):
+        batcher.check_health()
+    for request in (first, second):
+        with pytest.raises(ServerError):
+            await request
+    with pytest.raises(Overloaded, match="restarting"):
+        await batcher.embed([[7]])
+
+
 async def test_a_caller_that_left_is_dropped_from_the_queue(engine: Held) -> None:
     """The model does not see its inputs."""
     batcher = EmbeddingBatcher(engine, max_queued=10)
