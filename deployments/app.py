@@ -13,6 +13,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
+from deployments.autoscaling import autoscaling_config
 from deployments.chat import ChatReplica
 from deployments.embedding import EmbeddingReplica
 from deployments.ingress import Ingress
@@ -83,14 +84,7 @@ def _scaling(spec: ModelSpec) -> dict[str, Any]:
     replicas = spec.replicas
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.max}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replicas.min,
-            "initial_replicas": replicas.initial if replicas.initial is not None else replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        }
-    }
+    return {"autoscaling_config": autoscaling_config(spec)}
 
 
 def deployment_name(model: str) -> str:

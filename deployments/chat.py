@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
+from omai_ray.autoscaling.load import LoadMeter
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.telemetry.logs import configure_logs
@@ -22,11 +25,19 @@ class ChatReplica:
         self._engine = create_engine(spec)
         self._engine.start()
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
+        self._meter = LoadMeter(spec.full_requests)
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain; a caller that goes away cancels them."""
-        async for deltas in self._generator.stream(job):
-            yield deltas
+        with self._meter.request(len(job.prompt_ids), job.n) as work:
+            async for deltas in self._generator.stream(job):
+                tokens = sum(delta.tokens for delta in deltas)
+                work.answer(tokens, max(delta.cached_tokens for delta in deltas))
+                yield deltas
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the load that Serve's controller shows the policy."""
+        return asdict(self._meter.load(time.time()))
 
     async def ready(self) -> None:
         """Return: being called is being ready."""
