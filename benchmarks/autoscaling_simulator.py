@@ -215,8 +215,7 @@ def simulate(
 def _scale(replicas: list[Replica], target: int, model: Model, now: float) -> None:
     """Start replicas, or end those that start or have the least to do."""
     alive = [r for r in replicas if not r.ending]
-    for _ in range(target - len(alive)):
-        replicas.append(Replica(model, now))
+    replicas.extend(Replica(model, now) for _ in range(target - len(alive)))
     least_busy = sorted(alive, key=lambda replica: (replica.ready_s <= now, replica.load))
     for replica in least_busy[: max(0, len(alive) - target)]:
         replica.ending = True

@@ -7,7 +7,7 @@ import random
 
 
 def diurnal(seconds: int, mean: float, rng: random.Random) -> list[float]:
-    """A day and its night: a sine from 0.4 to 1.6 of the mean, wandering by some percent."""
+    """Return a day and its night: a sine from 0.4 to 1.6 of the mean, wandering by some percent."""
     drift, rates = 0.0, []
     for second in range(seconds):
         drift += -drift / 300 + rng.gauss(0.0, 0.003)
@@ -17,7 +17,7 @@ def diurnal(seconds: int, mean: float, rng: random.Random) -> list[float]:
 
 
 def flash_crowd(seconds: int, mean: float, rng: random.Random) -> list[float]:
-    """An even load; once, within half a minute, three times as much, which ebbs away."""
+    """Return an even load; once, within half a minute, three times as much, which ebbs away."""
     begin = seconds * 0.4 + rng.uniform(-60, 60)
     rates = []
     for second in range(seconds):
@@ -29,14 +29,14 @@ def flash_crowd(seconds: int, mean: float, rng: random.Random) -> list[float]:
 
 
 def bursty(seconds: int, mean: float, rng: random.Random) -> list[float]:
-    """Bursts of 3 to 8 minutes with 30 to 60 % more, and clumps of arrivals all the time.
+    """Return bursts of 3 to 8 minutes with 25 to 50 % more, and clumps of arrivals all the time.
 
     A burst comes within half a minute, a quarter of an hour after the one before.
     """
     rates = [mean] * seconds
     at = 0.0
     while (at := at + rng.expovariate(1 / 900)) < seconds:
-        height, length = rng.uniform(0.3, 0.6), rng.uniform(180, 480)
+        height, length = rng.uniform(0.25, 0.5), rng.uniform(180, 480)
         for second in range(int(at), min(int(at + length), seconds)):
             rates[second] += mean * height * min((second - at) / 30, 1.0)
         at += length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import asdict
 from typing import Any
@@ -28,11 +29,9 @@ class ServePolicy:
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Return the replicas that there should be, and no state for Serve to keep."""
-        now = context.current_time
-        assert now is not None
         return self._policy.decide(
             Snapshot(
-                now_s=now,
+                now_s=context.current_time or time.time(),
                 running=context.current_num_replicas,
                 target=context.target_num_replicas,
                 ongoing_requests=context.total_num_requests,

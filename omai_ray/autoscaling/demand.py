@@ -10,6 +10,7 @@ _PROBES_S = (2, 4, 8, 16)
 # Deviations from the mean before that are a change and no chance: once in hours.
 _CHANGE = 4.0
 _TREND = 2.5
+_MOST_RISE = 1.0  # of what it rose between the halves of what was seen
 # The rate before a change counts as so many seconds: what is seen first is the extreme of chance.
 _PRIOR_S = 3.0
 _SHORTEST_TREND_S = 10
@@ -42,11 +43,10 @@ class Demand:
         self._prior: tuple[float, float] | None = None
         self._block: list[float] = []
         self._last_block: float | None = None
+        self._blocks = 0
         self._dispersion = 1.0  # variance, in that of a Poisson stream
 
-    def add_second(
-        self, prompt_tokens: float, requests: float, answer_tokens: float
-    ) -> None:
+    def add_second(self, prompt_tokens: float, requests: float, answer_tokens: float) -> None:
         """Add the second that has passed. answer_tokens: the mean of an answer, as far as known."""
         self._prompts.append(prompt_tokens)
         self._requests.append(requests)
@@ -54,7 +54,11 @@ class Demand:
         tokens = self._tokens(answer_tokens)
         self._measure(tokens)
         for recent in _PROBES_S:
-            if len(tokens) >= 2 * recent and len(tokens) > _BLOCK_S and self._changed(tokens, recent):
+            if (
+                len(tokens) >= 2 * recent
+                and len(tokens) > _BLOCK_S
+                and self._changed(tokens, recent)
+            ):
                 kept = recent
                 before = len(tokens) - recent
                 self._prior = (
@@ -80,7 +84,7 @@ class Demand:
         if half >= _SHORTEST_TREND_S:
             rise = (sum(tokens[-half:]) - sum(tokens[:half])) / half
             if rise > _TREND * math.sqrt(2 * variance / half):
-                mean += min(rise / (seconds - half) * (seconds / 2 + ahead_s), rise)
+                mean += min(rise / (seconds - half) * (seconds / 2 + ahead_s), _MOST_RISE * rise)
         return Forecast(mean, variance)
 
     def _tokens(self, answer_tokens: float) -> list[float]:
@@ -113,5 +117,6 @@ class Demand:
         poisson = self._variance(tokens) / self._dispersion * _BLOCK_S
         if last is not None and poisson:
             seen = min((block - last) ** 2 / 2 / poisson, _MOST_DISPERSION)
-            self._dispersion += _NEWEST * (seen - self._dispersion)
-            self._dispersion = max(1.0, self._dispersion)
+            self._blocks += 1
+            newest = max(_NEWEST, 1 / (self._blocks + 1))
+            self._dispersion = max(1.0, self._dispersion + newest * (seen - self._dispersion))

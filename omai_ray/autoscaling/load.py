@@ -38,9 +38,7 @@ class LoadMeter:
     full_requests: so many at once fill a batch. clock: seconds that only grow.
     """
 
-    def __init__(
-        self, full_requests: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, full_requests: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._full = full_requests
         self._clock = clock
         self._since = clock()

@@ -20,6 +20,7 @@ ALLOWED = {
     "omai_ray.catalog": ("omai_ray.errors",),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
+    "omai_ray.autoscaling": ("omai_ray.autoscaling",),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (
         "omai_ray.engines",
@@ -34,6 +35,7 @@ FORBIDDEN = {
     "omai_ray.catalog": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.text": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),
+    "omai_ray.autoscaling": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),
     "omai_ray.engines": ("ray", "fastapi", "starlette", "sqlalchemy"),
     "omai_ray.api": (*HEAVY, "deployments", "pipelines"),
     **dict.fromkeys(STATE, (*HEAVY, "fastapi", "omai_ray.api", "omai_ray.engines")),
