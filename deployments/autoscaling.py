@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
-from ray.serve.config import AutoscalingConfig, AutoscalingContext
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from omai_ray.autoscaling.load import ReplicaLoad
 from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets
@@ -29,9 +29,10 @@ class ServePolicy:
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Return the replicas that there should be, and no state for Serve to keep."""
+        now = context.current_time
         return self._policy.decide(
             Snapshot(
-                now_s=context.current_time or time.time(),
+                now_s=time.time() if now is None else now,
                 running=context.current_num_replicas,
                 target=context.target_num_replicas,
                 ongoing_requests=context.total_num_requests,
@@ -65,10 +66,10 @@ def autoscaling_config(spec: ModelSpec) -> AutoscalingConfig:
             look_back_period_s=_LOOK_BACK_S,
             upscale_delay_s=0.0,
             downscale_delay_s=0.0,
-            policy={
-                "policy_function": f"{ServePolicy.__module__}:{ServePolicy.__name__}",
-                "policy_kwargs": asdict(targets),
-            },
+            policy=AutoscalingPolicy(
+                policy_function=f"{ServePolicy.__module__}:{ServePolicy.__name__}",
+                policy_kwargs=asdict(targets),
+            ),
         )
 
 

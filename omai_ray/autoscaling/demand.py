@@ -10,7 +10,6 @@ _PROBES_S = (2, 4, 8, 16)
 # Deviations from the mean before that are a change and no chance: once in hours.
 _CHANGE = 4.0
 _TREND = 2.5
-_MOST_RISE = 1.0  # of what it rose between the halves of what was seen
 # The rate before a change counts as so many seconds: what is seen first is the extreme of chance.
 _PRIOR_S = 3.0
 _SHORTEST_TREND_S = 10
@@ -84,7 +83,7 @@ class Demand:
         if half >= _SHORTEST_TREND_S:
             rise = (sum(tokens[-half:]) - sum(tokens[:half])) / half
             if rise > _TREND * math.sqrt(2 * variance / half):
-                mean += min(rise / (seconds - half) * (seconds / 2 + ahead_s), _MOST_RISE * rise)
+                mean += min(rise / (seconds - half) * (seconds / 2 + ahead_s), rise)
         return Forecast(mean, variance)
 
     def _tokens(self, answer_tokens: float) -> list[float]:

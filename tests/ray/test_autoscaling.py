@@ -12,6 +12,7 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.config import ProxyLocation
+from ray.serve.schema import ReplicaState
 
 from deployments.app import build, deployment_name
 from omai_ray.catalog import ModelSpec, Replicas
@@ -67,7 +68,7 @@ def scaled(
 def running(model: str) -> int:
     """Return how many replicas of a model serve."""
     deployment = serve.status().applications["scaled"].deployments[deployment_name(model)]
-    return deployment.replica_states.get("RUNNING", 0)
+    return deployment.replica_states.get(ReplicaState.RUNNING, 0)
 
 
 def wait_for(model: str, replicas: int) -> None:
