@@ -66,7 +66,7 @@ def autoscaling_config(spec: ModelSpec) -> AutoscalingConfig:
             look_back_period_s=_LOOK_BACK_S,
             upscale_delay_s=0.0,
             downscale_delay_s=0.0,
-            policy=AutoscalingPolicy(
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
                 policy_function=f"{ServePolicy.__module__}:{ServePolicy.__name__}",
                 policy_kwargs=asdict(targets),
             ),

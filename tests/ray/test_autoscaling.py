@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 from ray import serve
+from ray.serve._private.common import ReplicaState
 from ray.serve.config import ProxyLocation
-from ray.serve.schema import ReplicaState
 
 from deployments.app import build, deployment_name
 from omai_ray.catalog import ModelSpec, Replicas
