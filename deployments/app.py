@@ -14,6 +14,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
+from deployments.autoscaling import autoscaling_config
 from deployments.chat import ChatReplica
 from deployments.edge import CALLBACK_VARIABLE, HAPROXY_VARIABLE
 from deployments.embedding import EmbeddingReplica
@@ -130,14 +131,7 @@ def _scaling(spec: ModelSpec) -> dict[str, Any]:
     replicas = spec.replicas
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.max}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replicas.min,
-            "initial_replicas": replicas.initial if replicas.initial is not None else replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
-        }
-    }
+    return {"autoscaling_config": autoscaling_config(spec)}
 
 
 def logical_cpus(settings: Settings) -> float:

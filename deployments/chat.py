@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from dataclasses import asdict
 
+from omai_ray.autoscaling.load import LoadMeter, Work
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.telemetry.logs import configure_logs
@@ -15,9 +17,21 @@ from omai_ray.text.tokenizer import TextTokenizer
 KEPT_S = 10.0
 
 
-class _Answer(NamedTuple):
-    choices: list[ChatDelta]
-    generating: asyncio.Task[None]
+class _Answer:
+    """A whole answer that is being generated, or was a moment ago."""
+
+    def __init__(
+        self, choices: list[ChatDelta], generating: asyncio.Task[None], work: Work
+    ) -> None:
+        self.choices = choices
+        self.generating = generating
+        self._work = work
+
+    def count(self) -> None:
+        """Count what it has gained since the last time."""
+        gained = sum(choice.tokens for choice in self.choices) - self._work.answered_tokens
+        if gained:
+            self._work.answer(gained, max(choice.cached_tokens for choice in self.choices))
 
 
 class ChatReplica:
@@ -36,6 +50,7 @@ class ChatReplica:
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
         self._answers: dict[str, _Answer] = {}
         await self._warm_up()
+        self._meter = LoadMeter(spec.full_requests)
 
     async def _warm_up(self) -> None:
         """Answer one token, so that no request pays for what is done at first use."""
@@ -44,18 +59,31 @@ class ChatReplica:
 
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain; a caller that goes away cancels them."""
-        async for deltas in self._generator.stream(job):
-            yield deltas
+        with self._meter.request(len(job.prompt_ids), job.n) as work:
+            async for deltas in self._generator.stream(job):
+                tokens = sum(delta.tokens for delta in deltas)
+                work.answer(tokens, max(delta.cached_tokens for delta in deltas))
+                yield deltas
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the load that Serve's controller shows the policy."""
+        for answer in self._answers.values():
+            answer.count()
+        return asdict(self._meter.load(time.time()))
 
     async def answer(self, job: ChatJob) -> list[ChatDelta]:
         """Return the complete choices; a caller that goes away ends them."""
         choices = [ChatDelta(index) for index in range(job.n)]
         generating = asyncio.create_task(self._generator.answer(job, choices))
-        self._answers[job.request_id] = _Answer(choices, generating)
-        try:
-            await generating
-        finally:
-            asyncio.get_running_loop().call_later(KEPT_S, self._answers.pop, job.request_id, None)
+        with self._meter.request(len(job.prompt_ids), job.n) as work:
+            answer = _Answer(choices, generating, work)
+            self._answers[job.request_id] = answer
+            try:
+                await generating
+            finally:
+                answer.count()
+                loop = asyncio.get_running_loop()
+                loop.call_later(KEPT_S, self._answers.pop, job.request_id, None)
         return choices
 
     async def so_far(self, request_id: str, *, end: bool) -> list[ChatDelta] | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
+
 import numpy as np
 import numpy.typing as npt
 
+from omai_ray.autoscaling.load import LoadMeter
 from omai_ray.catalog import ModelSpec
 from omai_ray.telemetry.logs import configure_logs
 
@@ -25,10 +29,18 @@ class EmbeddingReplica:
         engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
         self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
         await self._batcher.embed([[0]])  # no request pays for what is done at first use
+        self._meter = LoadMeter(spec.full_requests)
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1]."""
-        return await self._batcher.embed(inputs, account)
+        with self._meter.request(sum(map(len, inputs))) as work:
+            vectors = await self._batcher.embed(inputs, account)
+            work.answer(0)
+        return vectors
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the load that Serve's controller shows the policy."""
+        return asdict(self._meter.load(time.time()))
 
     async def ready(self) -> None:
         """Return: being called is being ready."""

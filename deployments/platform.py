@@ -160,7 +160,7 @@ class Platform:
         directory = _fresh_ray_directory(self._settings.state_dir)
         os.environ |= proxy_environment(self._settings)
         if self._settings.proxy == "haproxy":
-            os.environ |= _haproxy_environment(directory, settings.drain_s)
+            os.environ |= _haproxy_environment(directory, self._settings.drain_s)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         import ray
         from ray import serve

@@ -30,8 +30,12 @@ _BUILTIN = {
 
 
 class Replicas(BaseModel):
-    """How many replicas a model has, and what each keeps busy with.
+    """How many replicas a model has, and what autoscaling aims at where max is above min.
 
+    target_ongoing_requests: so many at once fill a replica; by default as many as a chat model
+    runs, 16 elsewhere. target_wait_s: within it 95 % of the answers should begin. scale_down_s: how
+    long fewer replicas must have been enough before some go. scale_to_zero_s: after how long
+    without a request the last one goes, where min is 0.
     surge_percent: how many more than those a rollout may start before it stops old ones; with 0 it
     needs no room for more, and requests wait meanwhile where there is only one.
     """
@@ -41,7 +45,10 @@ class Replicas(BaseModel):
     min: Annotated[int, Field(ge=0)] = 1
     initial: Annotated[int, Field(ge=0)] | None = None
     max: Annotated[int, Field(ge=1)] = 1
-    target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
+    target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
+    target_wait_s: Annotated[float, Field(ge=0.1, le=600)] = 5.0
+    scale_down_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    scale_to_zero_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
 
     @model_validator(mode="after")
@@ -130,6 +137,14 @@ class ModelSpec(BaseModel):
     max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
     replicas: Replicas = Replicas()
     price: Price | None = None
+
+    @property
+    def full_requests(self) -> float:
+        """How many requests at once fill a replica."""
+        target = self.replicas.target_ongoing_requests
+        if self.task != "chat":
+            return target or 16.0
+        return min(target or self.max_running_requests, self.max_running_requests)
 
     @model_validator(mode="after")
     def _supported(self) -> ModelSpec:

@@ -22,6 +22,7 @@ ALLOWED = {
     "omai_ray.secret_literals": (),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
+    "omai_ray.autoscaling": ("omai_ray.autoscaling",),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (
         "omai_ray.engines",
@@ -38,6 +39,7 @@ FORBIDDEN = {
     "omai_ray.catalog": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.text": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),
+    "omai_ray.autoscaling": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),
     "omai_ray.engines": ("ray", "fastapi", "starlette", "sqlalchemy"),
     "omai_ray.routing": (*HEAVY, "fastapi", "sqlalchemy", "omai_ray.api", "omai_ray.engines"),
     "omai_ray.api": (*HEAVY, "deployments", "pipelines"),

@@ -1,0 +1,1 @@
+"""How many replicas a model needs: what each reports, and the policy that reads it."""
