@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.telemetry.logs import request_id_var
 
 _log = logging.getLogger(__name__)
 # How long a replica may say nothing: beyond the longest queue, short of for ever.
@@ -43,7 +44,7 @@ class HandleChatBackend:
     async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain; leaving early cancels the replica's generator."""
         with domain_errors():
-            response: Any = self._streaming.remote(job)
+            response: Any = self._streaming.remote(job, request_id_var.get())
             try:
                 while True:
                     async with asyncio.timeout(PATIENCE_S):
@@ -69,7 +70,7 @@ class HandleEmbeddingBackend:
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
         with domain_errors():
-            response: Any = self._handle.embed.remote(inputs, account)
+            response: Any = self._handle.embed.remote(inputs, account, request_id_var.get())
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     vectors: npt.NDArray[np.float32] = await response

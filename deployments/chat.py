@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from deployments.metrics import export, sample_chat
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
-from omai_ray.telemetry.logs import configure_logs
+from omai_ray.telemetry.logs import configure_logs, request_id_var
+from omai_ray.telemetry.metrics import QUEUE_TIME
+from omai_ray.telemetry.recorder import Recorder
 from omai_ray.text.tokenizer import TextTokenizer
 
 
@@ -22,11 +25,24 @@ class ChatReplica:
         self._engine = create_engine(spec)
         self._engine.start()
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
+        self._model = spec.name
+        self._recorder = Recorder()
+        export(self._recorder, self._sample)
 
-    async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
-        """Yield what the choices gain; a caller that goes away cancels them."""
+    async def stream(self, job: ChatJob, request_id: str | None) -> AsyncIterator[list[ChatDelta]]:
+        """Yield what the choices gain; a caller that goes away cancels them.
+
+        request_id: of the HTTP request, for the log.
+        """
+        request_id_var.set(request_id)
         async for deltas in self._generator.stream(job):
+            for delta in deltas:
+                if delta.queued_s is not None:
+                    self._recorder.observe(QUEUE_TIME, delta.queued_s, self._model)
             yield deltas
+
+    def _sample(self) -> None:
+        sample_chat(self._recorder, self._model, self._engine.stats())
 
     async def ready(self) -> None:
         """Return: being called is being ready."""

@@ -6,13 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.telemetry.logs import configure_logs
+from omai_ray.telemetry.logs import configure_logs, request_id_var
+from omai_ray.telemetry.recorder import Recorder
 
 
 class EmbeddingReplica:
     """Owns one engine and the queue before it."""
 
     def __init__(self, spec: ModelSpec, log_level: str, log_file: str | None) -> None:
+        from deployments.metrics import export, sample_embedding
         from omai_ray.engines.device import limit_threads
         from omai_ray.engines.embedding.batcher import EmbeddingBatcher
         from omai_ray.engines.embedding.engine import EmbeddingEngine
@@ -22,9 +24,17 @@ class EmbeddingReplica:
         limit_threads(spec.num_cpus)
         engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
         self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests)
+        recorder = Recorder()
+        export(recorder, lambda: sample_embedding(recorder, spec.name, self._batcher))
 
-    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1]."""
+    async def embed(
+        self, inputs: list[list[int]], account: str, request_id: str | None
+    ) -> npt.NDArray[np.float32]:
+        """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1].
+
+        request_id: of the HTTP request, for the log.
+        """
+        request_id_var.set(request_id)
         return await self._batcher.embed(inputs, account)
 
     async def ready(self) -> None:

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
+from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -138,8 +140,7 @@ class BatchingEngine:
     def stats(self) -> EngineStats:
         """Return what runs and what waits."""
         with self._lock:
-            stats, submitted = self._stats, len(self._submitted)
-        return EngineStats(stats.running, stats.waiting + submitted, stats.preemptions)
+            return replace(self._stats, waiting=self._stats.waiting + len(self._submitted))
 
     def check_health(self) -> None:
         """Raise ServerError where the thread has ended."""
@@ -202,6 +203,9 @@ class BatchingEngine:
     def _next(self) -> list[tuple[_Task, StepOutput]]:
         """Plan and run a step; what it fails for ends, and the rest goes on."""
         plan = self._scheduler.plan()
+        now = time.monotonic()
+        for piece in plan.pieces:
+            self._running[piece.sequence].begin(now)
         try:
             self._runner.copy(plan.copies)
         except Exception as error:  # the pasts of any could be wrong now
@@ -219,6 +223,8 @@ class BatchingEngine:
     def _take_up(self) -> bool:
         """Wait for work, and take up what callers asked for; False once drained."""
         with self._lock:
+            if not self._running:
+                self._count()  # else what ended would be counted for as long as nothing comes
             self._lock.wait_for(
                 lambda: self._submitted or self._cancelled or self._running or self._draining
             )
@@ -232,8 +238,14 @@ class BatchingEngine:
             return bool(self._running) or not self._draining
 
     def _count(self) -> None:
+        scheduler = self._scheduler
         self._stats = EngineStats(
-            len(self._scheduler.running), self._scheduler.waiting, self._scheduler.preemptions
+            len(scheduler.running),
+            scheduler.waiting,
+            scheduler.preemptions,
+            scheduler.prompt_tokens,
+            scheduler.cached_tokens,
+            scheduler.use,
         )
 
     def _end(self, task: _Task, finish: EngineFinish, error: str | None = None) -> StepOutput:
@@ -268,7 +280,9 @@ class BatchingEngine:
                 outputs += self._step([piece])
             except Exception as error:  # handed to the request it belongs to
                 task = self._running[piece.sequence]
-                outputs.append((task, self._end(task, "error", type(error).__name__)))
+                kind = type(error).__name__
+                task.context.run(_log.error, "a request failed in a step of its own: %s", kind)
+                outputs.append((task, self._end(task, "error", kind)))
         return outputs
 
     def _advance(self, task: _Task, token: int, logprobs: TokenLogprobs | None) -> StepOutput:
@@ -286,7 +300,8 @@ class BatchingEngine:
             self._end(task, finish)
         cached = sequence.cached or 0
         reported = None if logprobs is None else [logprobs]
-        return StepOutput([token], finish, reported, cached_tokens=cached)
+        queued_s = task.queued_s if sequence.generated == 1 else None
+        return StepOutput([token], finish, reported, cached_tokens=cached, queued_s=queued_s)
 
 
 def _runner(engine: str) -> Callable[[ModelSpec, Path, int], Runner]:
@@ -307,7 +322,15 @@ class _Task:
         self.sequence = Sequence(request, list(request.prompt_ids))
         self.sampler = Sampler(request.sampling, request.prompt_ids, constraint)
         self.loop = asyncio.get_running_loop()
+        self.context = copy_context()  # with which the thread logs: the request's id is in it
+        self.queued_s: float | None = None
+        self._arrived = time.monotonic()
         self._queue: asyncio.Queue[StepOutput] = asyncio.Queue()
+
+    def begin(self, now: float) -> None:
+        """Note when it is first worked on."""
+        if self.queued_s is None:
+            self.queued_s = now - self._arrived
 
     def deliver(self, output: StepOutput) -> None:
         """Hand over an output, in the caller's loop."""

@@ -60,7 +60,8 @@ class TextLogprob:
 class ChatDelta:
     """What one choice gained: text, whole tool calls, tokens sampled; and how it ended.
 
-    cached_tokens: prompt tokens that had not to be computed for it.
+    cached_tokens: prompt tokens that had not to be computed for it. queued_s: how long it waited to
+    be begun, with its first tokens, where the engine knows.
     """
 
     index: int
@@ -70,6 +71,7 @@ class ChatDelta:
     logprobs: list[TextLogprob] = field(default_factory=list)
     finish: Finish | None = None
     cached_tokens: int = 0
+    queued_s: float | None = None
 
     def absorb(self, later: ChatDelta) -> None:
         """Append what the same choice gained next."""
@@ -163,7 +165,10 @@ class _Choice:
         if output.finish in ("abort", "error"):
             raise ServerError("The model could not finish the answer. Please try again.")
         delta = ChatDelta(
-            self._index, tokens=len(output.token_ids), cached_tokens=output.cached_tokens
+            self._index,
+            tokens=len(output.token_ids),
+            cached_tokens=output.cached_tokens,
+            queued_s=output.queued_s,
         )
         delta.logprobs = [
             self._logprob(token, logprob)
