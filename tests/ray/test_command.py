@@ -25,15 +25,20 @@ STOP_S = 15.0
 
 
 @contextmanager
-def serving(state_dir: Path, models: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
-    """Start a server on a free port; kill it at the end where it still runs."""
+def serving(
+    state_dir: Path, models: tuple[Path, Path], *options: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a server on a free port; kill it at the end where it still runs.
+
+    options: by default those of one without the dashboard.
+    """
     chat, embedding = models
     with told(state_dir).open("w") as stderr:
         process = subprocess.Popen(
             [
                 *(COMMAND, "serve", "--port", str(free_port()), "--state-dir", str(state_dir)),
                 *("--chat-model", str(chat), "--embedding-model", str(embedding)),
-                *("--alias", "gpt-4o-mini=omai-gpt-4", "--no-dashboard"),
+                *("--alias", "gpt-4o-mini=omai-gpt-4", *(options or ("--no-dashboard",))),
             ],
             stdout=subprocess.PIPE,
             stderr=stderr,
