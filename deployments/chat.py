@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from deployments.metrics import export, sample_chat
+from deployments.traces import GenerationSpans
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.telemetry.logs import configure_logs, request_id_var
@@ -35,11 +36,16 @@ class ChatReplica:
         request_id: of the HTTP request, for the log.
         """
         request_id_var.set(request_id)
-        async for deltas in self._generator.stream(job):
-            for delta in deltas:
-                if delta.queued_s is not None:
-                    self._recorder.observe(QUEUE_TIME, delta.queued_s, self._model)
-            yield deltas
+        spans = GenerationSpans(self._model, job)
+        try:
+            async for deltas in self._generator.stream(job):
+                for delta in deltas:
+                    if delta.queued_s is not None:
+                        self._recorder.observe(QUEUE_TIME, delta.queued_s, self._model)
+                spans.gained(deltas)
+                yield deltas
+        finally:
+            spans.end()
 
     def _sample(self) -> None:
         sample_chat(self._recorder, self._model, self._engine.stats())

@@ -126,6 +126,9 @@ class Platform:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["FORWARDED_ALLOW_IPS"] = ""  # X-Forwarded-* is for our own trusted_proxies
         os.environ |= proxy_environment(self._settings)
+        from deployments.traces import environment
+
+        os.environ |= environment(self._settings.telemetry)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")  # `top` looks; Ray has 10 s
         import ray

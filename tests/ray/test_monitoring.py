@@ -21,6 +21,7 @@ from tests.promql import labels_in, names_in
 from tests.ray.test_command import COMMAND, address, serving
 from tests.unit.monitoring.test_monitoring import expressions
 
+pytestmark = pytest.mark.timeout(900)  # of the first test, which starts the platform for all
 PATIENCE_S = 120.0
 # Series of Ray's own that exist only where there is a GPU.
 NOT_HERE = {"ray_node_gpus_utilization"}
@@ -32,6 +33,8 @@ tiers:
   tiny: {requests_per_minute: 1, tokens_per_minute: null}
   large: {requests_per_minute: 100000, tokens_per_minute: null}
 """
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACED = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello " * 40}]}
 LONG = CHAT | {"stream": True, "max_tokens": 1500, "logit_bias": {"70": 100}}
 
@@ -42,6 +45,7 @@ class Watched:
 
     prometheus: Prometheus
     state_dir: Path
+    traces: Path
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def watched(
     """Run both, and let the platform have traffic of every kind."""
     root = tmp_path_factory.mktemp("watched")
     config, state_dir = root / "platform.yaml", root / "state"
-    config.write_text(PLATFORM)
+    config.write_text(f"{PLATFORM}telemetry: {{traces: {root / 'traces'}, traces_ratio: 0}}\n")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         process = stack.enter_context(serving(state_dir, tiny_models, "--config", str(config)))
@@ -61,7 +65,7 @@ def watched(
         prometheus = stack.enter_context(run_prometheus(root / "prometheus", targets))
         cause_everything(url, config, state_dir)
         bulk(root, config, state_dir, tiny_models[1])
-        yield Watched(prometheus, state_dir)
+        yield Watched(prometheus, state_dir, root / "traces")
         process.terminate()
         process.wait(60)
 
@@ -83,8 +87,9 @@ def cause_everything(url: str, config: Path, state_dir: Path) -> None:
         return httpx.Client(base_url=url, headers=headers, timeout=60)
 
     with client(create_key(config, state_dir, "large")) as large:
-        for _ in range(3):
-            assert large.post("/v1/chat/completions", json=CHAT).status_code == 200
+        for headers in ({}, {}, TRACED):
+            answer = large.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert answer.status_code == 200
         embedding = {"model": "text-embedding-ada-002", "input": ["Hello", "Hello world"]}
         assert large.post("/v1/embeddings", json=embedding).status_code == 200
         with large.stream("POST", "/v1/chat/completions", json=LONG) as response:
@@ -158,3 +163,37 @@ def test_the_numbers_are_those_of_the_traffic(
             return
         assert time.monotonic() < deadline, f"{query} is {value}"
         time.sleep(1)
+
+
+def test_top_shows_the_running_platform(watched: Watched) -> None:
+    """It finds the cluster by its state directory."""
+    arguments = ["top", "--once", "--window", "1", "--state-dir", str(watched.state_dir)]
+    done = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ingress 1 of 1" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("omai-gpt-4"))
+    assert row.split()[-1].endswith("%")  # of prompts that were cached
+
+
+def test_a_trace_goes_from_the_edge_to_the_engine(watched: Watched) -> None:
+    """The client's traceparent is kept, all spans hang together, and others are not traced."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not {"queue", "prefill", "decode"} <= {span["name"] for span in spans(watched.traces)}:
+        assert time.monotonic() < deadline, [span["name"] for span in spans(watched.traces)]
+        time.sleep(1)
+    found = spans(watched.traces)
+    assert {span["context"]["trace_id"] for span in found} == {f"0x{TRACE_ID}"}
+    by_id = {span["context"]["span_id"]: span for span in found}
+    path, span = [], next(span for span in found if span["name"] == "prefill")
+    while span is not None:
+        path.append(span["name"])
+        span = by_id.get(span["parent_id"])
+    assert path[1].startswith("replica_handle_request model-omai-gpt-4")
+    assert any(name.startswith("replica_handle_request ingress") for name in path)
+    assert path[-1].startswith("proxy_http_request")
+
+
+def spans(directory: Path) -> list[dict[str, Any]]:
+    """Return every span that was written."""
+    lines = [line for file in directory.glob("*.jsonl") for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
