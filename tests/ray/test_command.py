@@ -20,7 +20,7 @@ import pytest
 from tests.programs import free_port
 
 COMMAND = str(Path(sys.executable).parent / "omai-ray")
-START_S = 300.0
+START_S = 600.0
 STOP_S = 15.0
 
 

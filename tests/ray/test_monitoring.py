@@ -21,8 +21,8 @@ from tests.promql import labels_in, names_in
 from tests.ray.test_command import COMMAND, address, serving
 from tests.unit.monitoring.test_monitoring import expressions
 
-pytestmark = pytest.mark.timeout(900)  # of the first test, which starts the platform for all
-PATIENCE_S = 120.0
+pytestmark = pytest.mark.timeout(1800)  # of the first test, which starts the platform for all
+PATIENCE_S = 300.0
 # Series of Ray's own that exist only where there is a GPU.
 NOT_HERE = {"ray_node_gpus_utilization"}
 PLATFORM = """
