@@ -184,7 +184,8 @@ def test_a_trace_goes_from_the_edge_to_the_engine(watched: Watched) -> None:
     found = spans(watched.traces)
     assert {span["context"]["trace_id"] for span in found} == {f"0x{TRACE_ID}"}
     by_id = {span["context"]["span_id"]: span for span in found}
-    path, span = [], next(span for span in found if span["name"] == "prefill")
+    path = []
+    span: dict[str, Any] | None = next(span for span in found if span["name"] == "prefill")
     while span is not None:
         path.append(span["name"])
         span = by_id.get(span["parent_id"])

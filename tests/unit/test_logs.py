@@ -109,16 +109,16 @@ def test_a_file_that_was_moved_away_is_opened_again(file: Path) -> None:
 
 
 async def test_what_an_engines_thread_logs_has_the_requests_id(
-    file: Path, tmp_path_factory: pytest.TempPathFactory
+    file: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither thread runs in the request's context: the request takes it there."""
     checkpoint = save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
     chat = BatchingEngine(ModelSpec(name="m", task="chat", source=str(checkpoint)))
     chat.start()
-    chat._runner.run = failing  # type: ignore[method-assign]
+    monkeypatch.setattr(chat._runner, "run", failing)
     directory = save_embedding_checkpoint(tmp_path_factory.mktemp("embedding"))
     engine = EmbeddingEngine(ModelSpec(name="e", task="embedding", source=str(directory)))
-    engine.embed_arrays = failing  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "embed_arrays", failing)
     request_id_var.set("req_of_chat")
     (output,) = [output async for output in chat.generate(GenerationRequest("r", [1, 2], 3))]
     assert output.finish == "error"
