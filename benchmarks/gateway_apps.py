@@ -29,7 +29,9 @@ class StubChat:
     The bare application has methods of its own, which give it text alone.
     """
 
-    async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
+    async def stream(
+        self, job: ChatJob, request_id: str | None = None
+    ) -> AsyncIterator[list[ChatDelta]]:
         """Yield as a chat replica does."""
         for left in range(stub.WORDS - 1, -1, -1):
             yield [ChatDelta(0, stub.WORD, tokens=1, finish=None if left else "stop")]
@@ -60,7 +62,9 @@ class StubEmbedding:
     def __init__(self) -> None:
         self._vector = np.asarray(stub.VECTOR, dtype=np.float32)
 
-    async def embed(self, inputs: list[Any], account: str = "") -> npt.NDArray[np.float32]:
+    async def embed(
+        self, inputs: list[Any], account: str = "", request_id: str | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return float32 [N, DIMENSIONS]."""
         return np.tile(self._vector, (len(inputs), 1))
 

@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.telemetry.logs import request_id_var
 
 _log = logging.getLogger(__name__)
 # How long a replica may say nothing: beyond the longest queue, short of for ever.
@@ -49,7 +50,7 @@ class HandleChatBackend:
         """
         with domain_errors():
             for retriable in (True, False):
-                response: Any = self._streaming.remote(job)
+                response: Any = self._streaming.remote(job, request_id_var.get())
                 try:
                     while True:
                         async with asyncio.timeout(PATIENCE_S):
@@ -72,7 +73,7 @@ class HandleChatBackend:
         """
         with domain_errors():
             for retriable in (True, False):
-                response: Any = self._answering.remote(job)
+                response: Any = self._answering.remote(job, request_id_var.get())
                 call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
                 try:
                     _absorb(choices, await self._patiently(call, job))
@@ -156,7 +157,7 @@ class HandleEmbeddingBackend:
             return await self._embed(inputs, account)
 
     async def _embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        response: Any = self._handle.embed.remote(inputs, account)
+        response: Any = self._handle.embed.remote(inputs, account, request_id_var.get())
         try:
             async with asyncio.timeout(PATIENCE_S):
                 vectors: npt.NDArray[np.float32] = await response

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
+from deployments.metrics import export, sample_chat
+from deployments.traces import GenerationSpans
 from omai_ray.autoscaling.load import LoadMeter, Work
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
-from omai_ray.telemetry.logs import configure_logs
+from omai_ray.telemetry.logs import configure_logs, request_id_var
+from omai_ray.telemetry.metrics import QUEUE_TIME
+from omai_ray.telemetry.recorder import Recorder
 from omai_ray.text.tokenizer import TextTokenizer
 
 # How long an answer is kept for those who did not get it: longer than they ask for it.
@@ -51,37 +56,39 @@ class ChatReplica:
         self._answers: dict[str, _Answer] = {}
         await self._warm_up()
         self._meter = LoadMeter(spec.full_requests)
+        self._model = spec.name
+        self._recorder = Recorder()
+        export(self._recorder, self._sample)
 
     async def _warm_up(self) -> None:
         """Answer one token, so that no request pays for what is done at first use."""
         async for _ in self._generator.stream(ChatJob("warm-up", [0], max_new_tokens=1)):
             pass
 
-    async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
-        """Yield what the choices gain; a caller that goes away cancels them."""
-        with self._meter.request(len(job.prompt_ids), job.n) as work:
+    async def stream(self, job: ChatJob, request_id: str | None) -> AsyncIterator[list[ChatDelta]]:
+        """Yield what the choices gain; a caller that goes away cancels them.
+
+        request_id: of the HTTP request, for the log.
+        """
+        with self._observed(job, request_id) as (work, spans):
             async for deltas in self._generator.stream(job):
                 tokens = sum(delta.tokens for delta in deltas)
                 work.answer(tokens, max(delta.cached_tokens for delta in deltas))
+                self._observe(deltas, spans)
                 yield deltas
 
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the load that Serve's controller shows the policy."""
-        for answer in self._answers.values():
-            answer.count()
-        return asdict(self._meter.load(time.time()))
-
-    async def answer(self, job: ChatJob) -> list[ChatDelta]:
+    async def answer(self, job: ChatJob, request_id: str | None) -> list[ChatDelta]:
         """Return the complete choices; a caller that goes away ends them."""
         choices = [ChatDelta(index) for index in range(job.n)]
-        generating = asyncio.create_task(self._generator.answer(job, choices))
-        with self._meter.request(len(job.prompt_ids), job.n) as work:
+        with self._observed(job, request_id) as (work, spans):
+            generating = asyncio.create_task(self._generator.answer(job, choices))
             answer = _Answer(choices, generating, work)
             self._answers[job.request_id] = answer
             try:
                 await generating
             finally:
                 answer.count()
+                self._observe(choices, spans)
                 loop = asyncio.get_running_loop()
                 loop.call_later(KEPT_S, self._answers.pop, job.request_id, None)
         return choices
@@ -98,6 +105,34 @@ class ChatReplica:
             answer.generating.cancel()
             await asyncio.wait({answer.generating})
         return answer.choices
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the load that Serve's controller shows the policy."""
+        for answer in self._answers.values():
+            answer.count()
+        return asdict(self._meter.load(time.time()))
+
+    @contextmanager
+    def _observed(
+        self, job: ChatJob, request_id: str | None
+    ) -> Iterator[tuple[Work, GenerationSpans]]:
+        """Have log lines, load and traces know of a job for as long as it is here."""
+        request_id_var.set(request_id)
+        spans = GenerationSpans(self._model, job)
+        try:
+            with self._meter.request(len(job.prompt_ids), job.n) as work:
+                yield work, spans
+        finally:
+            spans.end()
+
+    def _observe(self, deltas: list[ChatDelta], spans: GenerationSpans) -> None:
+        for delta in deltas:
+            if delta.queued_s is not None:
+                self._recorder.observe(QUEUE_TIME, delta.queued_s, self._model)
+        spans.gained(deltas)
+
+    def _sample(self) -> None:
+        sample_chat(self._recorder, self._model, self._engine.stats())
 
     async def ready(self) -> None:
         """Return: being called is being ready."""

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from omai_ray.autoscaling.load import LoadMeter
 from omai_ray.catalog import ModelSpec
-from omai_ray.telemetry.logs import configure_logs
+from omai_ray.telemetry.logs import configure_logs, request_id_var
+from omai_ray.telemetry.recorder import Recorder
 
 
 class EmbeddingReplica:
@@ -19,6 +20,7 @@ class EmbeddingReplica:
     async def __init__(  # type: ignore[misc] # Serve awaits it; then the replica is ready
         self, spec: ModelSpec, log_level: str, log_file: str | None
     ) -> None:
+        from deployments.metrics import export, sample_embedding
         from omai_ray.engines.device import limit_threads
         from omai_ray.engines.embedding.batcher import EmbeddingBatcher
         from omai_ray.engines.embedding.engine import EmbeddingEngine
@@ -30,9 +32,17 @@ class EmbeddingReplica:
         self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
         await self._batcher.embed([[0]])  # no request pays for what is done at first use
         self._meter = LoadMeter(spec.full_requests)
+        recorder = Recorder()
+        export(recorder, lambda: sample_embedding(recorder, spec.name, self._batcher))
 
-    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1]."""
+    async def embed(
+        self, inputs: list[list[int]], account: str, request_id: str | None
+    ) -> npt.NDArray[np.float32]:
+        """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1].
+
+        request_id: of the HTTP request, for the log.
+        """
+        request_id_var.set(request_id)
         with self._meter.request(sum(map(len, inputs))) as work:
             vectors = await self._batcher.embed(inputs, account)
             work.answer(0)

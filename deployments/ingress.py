@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.limiter import open_limiter
+from deployments.metrics import export, sample_ingress
 from deployments.names import deployment_name
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
@@ -26,6 +27,7 @@ from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
 from omai_ray.settings import Settings
 from omai_ray.telemetry.logs import configure_logs
+from omai_ray.telemetry.recorder import Recorder
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
@@ -51,6 +53,8 @@ class Ingress:
         ledger = UsageLedger(registry.store)
         limiter = open_limiter(settings.limiter, settings.ingress.replicas)
         administration = Administration(registry)
+        recorder = Recorder()
+        exporter = export(recorder, lambda: sample_ingress(recorder, limiter))
         if not await administration.users.has_administrator():
             _log.warning("there is no administrator: see 'omai-ray users create --role admin'")
 
@@ -61,6 +65,7 @@ class Ingress:
                 await authenticator.close()
             finally:
                 await registry.close()
+                await asyncio.to_thread(exporter.close)
 
         self._models = await self._serve(settings)
         services = Services(
@@ -78,6 +83,7 @@ class Ingress:
             ingress=settings.ingress,
             trusted_proxies=settings.trusted_proxies,
             proxy_echoes_id=True,
+            recorder=recorder,
             close=close,
         )
         return create_app(services)

@@ -34,6 +34,7 @@ CLUSTER_FILE = "cluster.json"
 TOKEN_FILE = "ray_token"  # noqa: S105 - a name
 SERVE_APP = "omai"
 LOCK_FILE = "serve.lock"
+_TARGETS = "prom_metrics_service_discovery.json"  # Ray's dashboard keeps it
 _READY_TIMEOUT_S = 600.0
 _POLL_S = 0.2
 # What a running platform cannot change.
@@ -161,7 +162,11 @@ class Platform:
         os.environ |= proxy_environment(self._settings)
         if self._settings.proxy == "haproxy":
             os.environ |= _haproxy_environment(directory, self._settings.drain_s)
+        from deployments.traces import environment
+
+        os.environ |= environment(self._settings.telemetry)
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
+        os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")  # `top` looks; Ray has 10 s
         import ray
         from ray import serve
         from ray.serve.config import ProxyLocation
@@ -262,14 +267,23 @@ class Platform:
             time.sleep(_POLL_S)
 
     def _write_cluster_file(self, context: Any) -> None:
-        """Say where the cluster is, for `omai-ray embed --address` and for the curious."""
+        """Say where the cluster is, for `omai-ray embed --address`, `top` and the curious."""
         dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
         content = {
             "ray": context.address_info["gcs_address"],
             "token_file": os.environ["RAY_AUTH_TOKEN_PATH"],
             "dashboard": dashboard,
+            "metrics": _metrics_address(context.address_info),
+            "metrics_targets": str(Path(context.address_info["session_dir"]) / _TARGETS),
         }
         self._cluster_file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _metrics_address(address_info: dict[str, Any]) -> str:
+    """Return where this node's metrics are read."""
+    host = address_info["node_ip_address"]
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{address_info['metrics_export_port']}/metrics"
 
 
 def proxy_environment(settings: Settings) -> dict[str, str]:

@@ -148,7 +148,8 @@ class UnsupportedMediaType(OMAiError):
 class RateLimited(OMAiError):
     """A tier's bucket is empty for now (`limited` says which), or can never hold the request.
 
-    limited: `requests` or `tokens`, the wire's error type.
+    limited: `requests` or `tokens`, the wire's error type. reason: what stood in the way, where
+    that says more.
     """
 
     status = 429
@@ -156,10 +157,16 @@ class RateLimited(OMAiError):
     retryable = True
 
     def __init__(
-        self, message: str, *, limited: str, headers: Mapping[str, str] | None = None
+        self,
+        message: str,
+        *,
+        limited: str,
+        reason: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, headers=headers)
         self.limited = limited
+        self.reason = reason or limited
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         """Return the wire form, its type being the limit that was hit."""

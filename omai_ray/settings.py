@@ -129,6 +129,29 @@ class SessionSettings(BaseModel):
     origins: tuple[Origin, ...] = ()
 
 
+class TelemetrySettings(BaseModel):
+    """What is told of requests besides metrics and logs.
+
+    traces: where OpenTelemetry's spans go: an OTLP endpoint (`http://HOST:4318`) or a directory;
+    none by default. traces_ratio: the part of the requests that is traced, where the client has not
+    decided in its traceparent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    traces: Annotated[str, Field(min_length=1)] | None = None
+    traces_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @field_validator("traces")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is None or value.startswith(("http://", "https://")):
+            return value
+        if "://" in value:
+            raise ValueError("expected http://HOST:PORT, https://HOST:PORT or a directory")
+        return str(Path(value).expanduser().resolve())
+
+
 class Settings(BaseModel):
     """Everything an operator can set.
 
@@ -160,6 +183,7 @@ class Settings(BaseModel):
     ingress: IngressSettings = IngressSettings()
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
         default_factory=default_models
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.settings import Settings, load_settings
+from omai_ray.telemetry.metrics import model_label
 from pipelines.job import EmbedJob
 
 if TYPE_CHECKING:
@@ -161,11 +162,13 @@ def join_ray(address: str | None) -> str | None:
 
 def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> EmbedJob:
     columns = None if args.columns is None else tuple(filter(None, args.columns.split(",")))
+    model = choose_model(args.model, settings)
     return EmbedJob(
         source=args.source,
         output=args.output,
         column=args.column,
-        model=choose_model(args.model, settings),
+        model=model,
+        metrics_model=model_label(model.name, settings.catalog.models),
         columns=columns,
         on_long=args.on_long,
         dtype=args.dtype,

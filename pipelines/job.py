@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
+from omai_ray.telemetry.metrics import OTHER
 from pipelines.engine import Engine, actor_threads, build_engine
 
 OnLong = Literal["truncate", "error"]
@@ -36,6 +37,7 @@ class EmbedJob:
     actors: how many copies of the model; None is one for each CPU (or GPU) that Ray has free.
     address: a running Ray cluster; None uses the one this process is in, or starts a local one.
     overwrite: delete an earlier run's files in the output first.
+    metrics_model: what metrics call the model, one of few names.
     engine_factory: builds the engine in the actor; must be importable there.
     """
 
@@ -51,6 +53,7 @@ class EmbedJob:
     actors: int | None = None
     address: str | None = None
     overwrite: bool = False
+    metrics_model: str = OTHER
     engine_factory: Callable[[ModelSpec], Engine] = build_engine
 
     def __post_init__(self) -> None:

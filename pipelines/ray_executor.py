@@ -19,6 +19,7 @@ from omai_ray.errors import ConfigError, OMAiError
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
+from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit
 from pipelines.ray_actors import Board, EmbedWorker, Pump
 from pipelines.ray_quiet import quiet_ray_data, quiet_ray_start
@@ -98,10 +99,13 @@ class RayExecutor:
     ) -> Generator[UnitResult, None, None]:
         """Yield results as units are committed; raise RunFailed where one cannot be done."""
         board: Any = ray.remote(Board).options(num_cpus=0).remote()
-        with quiet_ray_data(), Pump(board, tick):
+        job = JobMetrics(tick, self._job.metrics_model, sum(unit.rows for unit in units))
+        with quiet_ray_data(), job, Pump(board, job.tick):
             try:
                 for row in self._dataset(units, settings, board).iter_rows():
-                    yield _result(json.loads(row["result"]))
+                    result = _result(json.loads(row["result"]))
+                    job.committed(result)
+                    yield result
             except OMAiError:
                 raise
             except Exception as error:  # Ray Data raises what it, a worker or a cluster died of

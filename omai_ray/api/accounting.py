@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from omai_ray.api.backends import ServedModel
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, RequestContext, context_of
+from omai_ray.api.measures import Measures
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
 from omai_ray.identity.principal import Principal
@@ -40,6 +41,7 @@ class Accountant:
 
     gate: Gate
     ledger: UsageLedger
+    measures: Measures
 
     async def admit(self, request: Request, spec: ModelSpec, *, reserved_tokens: int) -> Meter:
         """Return the request's open account, or raise RateLimited.
@@ -50,9 +52,13 @@ class Accountant:
         context = context_of(request.scope)
         principal = principal_of(request)
         context.facts |= {"model": spec.name, "account": principal.account_id}
-        permit = await self.gate.admit(principal, spec.name, reserved_tokens, context.usage_id)
+        try:
+            permit = await self.gate.admit(principal, spec.name, reserved_tokens, context.usage_id)
+        except OMAiError as error:
+            self.measures.refused(spec.name, principal.tier, error)
+            raise
         context.headers |= permit.headers
-        return Meter(self.ledger, permit, context, principal, spec, request.scope["path"])
+        return Meter(self, permit, context, principal, spec, request.scope["path"], reserved_tokens)
 
 
 class Meter:
@@ -60,18 +66,20 @@ class Meter:
 
     def __init__(
         self,
-        ledger: UsageLedger,
+        accountant: Accountant,
         permit: Permit,
         context: RequestContext,
         principal: Principal,
         spec: ModelSpec,
         endpoint: str,
+        reserved_tokens: int,
     ) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: str | None = None
-        self._ledger = ledger
+        self._accountant = accountant
+        self._reserved_tokens = reserved_tokens
         self._permit = permit
         self._context = context
         self._principal = principal
@@ -122,8 +130,11 @@ class Meter:
         }
         used = self.total_tokens
         self._permit.begin_settling(used)  # while the record is written
+        record = self._record(status)
+        measures = self._accountant.measures
+        measures.ended(record, self._principal.tier, self._reserved_tokens)
         try:
-            await self._ledger.record(self._record(status))
+            await self._accountant.ledger.record(record)
         finally:
             self._permit.recorded()
             await self._permit.settle(used)

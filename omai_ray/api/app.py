@@ -39,6 +39,7 @@ from omai_ray.api.embeddings import EmbeddingsEndpoint
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
 from omai_ray.api.generation import TextService
 from omai_ray.api.health import HealthRoutes
+from omai_ray.api.measures import Measures
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
 from omai_ray.api.models import ModelRoutes
 from omai_ray.api.relevance import RelevanceRoutes
@@ -76,6 +77,7 @@ from omai_ray.identity.middleware import IdentityMiddleware
 from omai_ray.ledger.ledger import UsageLedger
 from omai_ray.quota.gate import Gate
 from omai_ray.settings import IngressSettings, SessionSettings, Tier
+from omai_ray.telemetry.recorder import Recorder
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PUBLIC_PATHS = frozenset(
@@ -106,6 +108,7 @@ class Services:
     ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
     proxy_echoes_id: bool
+    recorder: Recorder
     close: Callable[[], Awaitable[None]]
 
 
@@ -144,7 +147,7 @@ def create_app(services: Services) -> ASGIApp:
     answered = _share(
         FailureMiddleware(limited), services.ingress.cors_origins, services.sessions.origins
     )
-    return ContextMiddleware(answered, proxy_echoes_id=services.proxy_echoes_id)
+    return ContextMiddleware(answered, services.recorder, proxy_echoes_id=services.proxy_echoes_id)
 
 
 class _Cors(CORSMiddleware):
@@ -186,7 +189,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 def _add_inference(app: FastAPI, services: Services) -> None:
     models = services.models
-    accountant = Accountant(services.gate, services.ledger)
+    accountant = Accountant(services.gate, services.ledger, Measures(services.recorder))
     text = TextService(accountant, services.ingress.keep_alive_s)
     relevance, tokens = RelevanceRoutes(models, accountant), TokenRoutes(models, accountant)
     add = partial(openapi.add_inference, app)

@@ -12,7 +12,9 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from omai_ray.telemetry import metrics
 from omai_ray.telemetry.logs import FIELDS, request_id_var
+from omai_ray.telemetry.recorder import Recorder
 
 _log = logging.getLogger("omai_ray.access")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -55,8 +57,11 @@ class ContextMiddleware:
     that it must not be added here again.
     """
 
-    def __init__(self, app: ASGIApp, *, proxy_echoes_id: bool = False) -> None:
+    def __init__(self, app: ASGIApp, recorder: Recorder, *, proxy_echoes_id: bool = False) -> None:
         self._app = app
+        self._recorder = recorder
+        self._active = 0
+        recorder.count(metrics.AUTH_FAILURES, 0)
         self._proxy_echoes_id = proxy_echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +77,7 @@ class ContextMiddleware:
         scope["state"] = {**scope.get("state", {}), "context": context}
         token = request_id_var.set(context.request_id)
         status: int | None = None
+        self._count_active(1)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -86,8 +92,21 @@ class ContextMiddleware:
             await self._app(scope, receive, send_with_headers)
         finally:
             # A client that left before an answer has begun gets none.
-            _log_request(scope, context, status or CLIENT_CLOSED_REQUEST)
+            status = status or CLIENT_CLOSED_REQUEST
+            _log_request(scope, context, status)
             request_id_var.reset(token)
+            self._count_active(-1)
+            self._count(scope, status)
+
+    def _count_active(self, change: int) -> None:
+        self._active += change
+        self._recorder.set(metrics.REQUESTS_ACTIVE, self._active)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        route = getattr(scope.get("route"), "path", metrics.OTHER)
+        self._recorder.count(metrics.REQUESTS, 1, route, str(status))
+        if status == 401:
+            self._recorder.count(metrics.AUTH_FAILURES, 1)
 
 
 def _all_headers(context: RequestContext) -> dict[str, str]:

@@ -6,7 +6,18 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from omai_ray.cli import accounts, check, database, embed, keys, models, records, serve, users
+from omai_ray.cli import (
+    accounts,
+    check,
+    database,
+    embed,
+    keys,
+    models,
+    records,
+    serve,
+    top,
+    users,
+)
 from omai_ray.errors import OMAiError
 from omai_ray.settings import CONFIG_VARIABLE, ENVIRONMENT
 
@@ -42,6 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"omai-ray {version('omai-ray')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (serve, check, embed, keys, accounts, users, records, models, database):
+    for part in (serve, top, check, embed, keys, accounts, users, records, models, database):
         part.add(commands)
     return parser

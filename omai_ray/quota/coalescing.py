@@ -45,7 +45,8 @@ class CoalescingLimiter:
     replicas: how many processes share each limit while the authority is away; each admits at least
     one. deadline_s: how long a call may take before its decisions are made here; after that the
     authority is not asked for retry_s.
-    fallbacks: how many decisions were made here. clock: seconds, monotonic.
+    decisions: how many there were; fallbacks: how many of them were made here.
+    clock: seconds, monotonic.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class CoalescingLimiter:
         self._local = InProcessBuckets(clock)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._logged_s = float("-inf")
+        self.decisions = 0
         self.fallbacks = 0
 
     async def reserve(self, reservation: Reservation) -> Decision:
         """Take a request and its tokens from all its buckets, or from none."""
+        self.decisions += 1
         if self._is_away:
             return self._decide_here(reservation)
         if len(self._reservations) >= MAX_WAITING:
@@ -255,6 +258,11 @@ class ShardedLimiter:
 
     def __init__(self, shards: list[CoalescingLimiter]) -> None:
         self._shards = shards
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions there were."""
+        return sum(shard.decisions for shard in self._shards)
 
     @property
     def fallbacks(self) -> int:

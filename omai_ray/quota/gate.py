@@ -157,6 +157,7 @@ def _too_many_at_once(decision: Decision, model: str, claims: tuple[Claim, ...])
         f"Rate limit reached for {model} on concurrent requests: Limit {limit}, Requested 1. "
         "Please try again when one of them has ended.",
         limited="requests",
+        reason="concurrency",
         headers=headers,
     )
 

@@ -30,6 +30,7 @@ from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
 from omai_ray.settings import DEFAULT_TIERS, IngressSettings, SessionSettings, Settings
+from omai_ray.telemetry.recorder import Recorder
 from omai_ray.text.chat_template import ChatTokenizer
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
@@ -314,6 +315,7 @@ async def running(
         ingress=IngressSettings(max_body_bytes=MAX_BODY_BYTES, cors_origins=("*",)),
         trusted_proxies=(),
         proxy_echoes_id=False,
+        recorder=Recorder(),
         close=nothing,
     )
     app = create_app(services)

@@ -20,13 +20,16 @@ import pytest
 from tests.programs import free_port
 
 COMMAND = str(Path(sys.executable).parent / "omai-ray")
-START_S = 120.0
+START_S = 600.0
 STOP_S = 15.0
 
 
 @contextmanager
 def serving(
-    state_dir: Path, models: tuple[Path, Path] | None, *arguments: str
+    state_dir: Path,
+    models: tuple[Path, Path] | None,
+    *arguments: str,
+    dashboard: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a server on a free port; kill it at the end where it still runs.
 
@@ -41,7 +44,8 @@ def serving(
             [
                 *(COMMAND, "serve", "--port", str(free_port()), "--state-dir", str(state_dir)),
                 *sources,
-                *("--alias", "gpt-4o-mini=omai-gpt-4", "--no-dashboard"),
+                *("--alias", "gpt-4o-mini=omai-gpt-4"),
+                *(() if dashboard else ("--no-dashboard",)),
                 *arguments,
             ],
             stdout=subprocess.PIPE,

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
+from omai_ray.catalog import ModelSpec
+from omai_ray.engines.chat.batching_engine import BatchingEngine
+from omai_ray.engines.chat.protocol import GenerationRequest
+from omai_ray.engines.embedding.batcher import EmbeddingBatcher
+from omai_ray.engines.embedding.engine import EmbeddingEngine
+from omai_ray.errors import ServerError
 from omai_ray.telemetry.logs import FIELDS, configure_logs, request_id_var
+from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
 CANARY = "canary-in-exception"
 
@@ -99,3 +106,31 @@ def test_a_file_that_was_moved_away_is_opened_again(file: Path) -> None:
     file.rename(file.with_suffix(".1"))
     log.info("two")
     assert ["two"] == [entry["message"] for entry in lines(file)]
+
+
+async def test_what_an_engines_thread_logs_has_the_requests_id(
+    file: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither thread runs in the request's context: the request takes it there."""
+    checkpoint = save_chat_checkpoint(tmp_path_factory.mktemp("chat"))
+    chat = BatchingEngine(ModelSpec(name="m", task="chat", source=str(checkpoint)))
+    chat.start()
+    monkeypatch.setattr(chat._runner, "run", failing)
+    directory = save_embedding_checkpoint(tmp_path_factory.mktemp("embedding"))
+    engine = EmbeddingEngine(ModelSpec(name="e", task="embedding", source=str(directory)))
+    monkeypatch.setattr(engine, "embed_arrays", failing)
+    request_id_var.set("req_of_chat")
+    (output,) = [output async for output in chat.generate(GenerationRequest("r", [1, 2], 3))]
+    assert output.finish == "error"
+    request_id_var.set("req_of_embedding")
+    with pytest.raises(ServerError):
+        await EmbeddingBatcher(engine, max_queued=1).embed([[1, 2]])
+    await chat.drain()
+    logged = {line["message"]: line["request_id"] for line in lines(file)}
+    assert logged["a request failed in a step of its own: RuntimeError"] == "req_of_chat"
+    assert logged["a batch could not be embedded"] == "req_of_embedding"
+
+
+def failing(*_: object) -> Any:
+    """Fail as a step may."""
+    raise RuntimeError(CANARY)

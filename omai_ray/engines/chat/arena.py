@@ -65,11 +65,15 @@ class Arena:
 
 
 class Slots:
-    """A fixed number of extents, each for a whole context: extent N is the Nth sequence's."""
+    """A fixed number of extents, each for a whole context: extent N is the Nth sequence's.
+
+    total: token places in all.
+    """
 
     def __init__(self, count: int, context: int) -> None:
         self._free = list(range(count))
         self._context = context
+        self.total = count * context
 
     def take(self, tokens: int) -> Extent | None:
         """Return the lowest free slot, which holds any number of tokens, or None."""

@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
+from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -147,8 +149,7 @@ class BatchingEngine:
     def stats(self) -> EngineStats:
         """Return what runs and what waits."""
         with self._lock:
-            stats, submitted = self._stats, len(self._submitted)
-        return EngineStats(stats.running, stats.waiting + submitted, stats.preemptions)
+            return replace(self._stats, waiting=self._stats.waiting + len(self._submitted))
 
     def check_health(self) -> None:
         """Raise ServerError where the thread has ended, or is wedged: then all requests end too."""
@@ -221,6 +222,9 @@ class BatchingEngine:
     def _next(self) -> list[tuple[_Task, StepOutput]]:
         """Plan and run a step; what it fails for ends, and the rest goes on."""
         plan = self._scheduler.plan()
+        now = time.monotonic()
+        for piece in plan.pieces:
+            self._running[piece.sequence].begin(now)
         try:
             self._runner.copy(plan.copies)
         except Exception as error:  # the pasts of any could be wrong now
@@ -240,6 +244,8 @@ class BatchingEngine:
         with self._lock:
             if not (self._submitted or self._running):
                 self._heartbeat.rest()
+            if not self._running:
+                self._count()  # else what ended would be counted for as long as nothing comes
             self._lock.wait_for(
                 lambda: self._submitted or self._cancelled or self._running or self._draining
             )
@@ -256,8 +262,14 @@ class BatchingEngine:
             return bool(self._running) or not self._draining
 
     def _count(self) -> None:
+        scheduler = self._scheduler
         self._stats = EngineStats(
-            len(self._scheduler.running), self._scheduler.waiting, self._scheduler.preemptions
+            len(scheduler.running),
+            scheduler.waiting,
+            scheduler.preemptions,
+            scheduler.prompt_tokens,
+            scheduler.cached_tokens,
+            scheduler.use,
         )
 
     def _end(self, task: _Task, finish: EngineFinish, error: str | None = None) -> StepOutput:
@@ -289,7 +301,9 @@ class BatchingEngine:
                 outputs += self._step([piece])
             except Exception as error:  # handed to the request it belongs to
                 task = self._running[piece.sequence]
-                outputs.append((task, self._end(task, "error", type(error).__name__)))
+                kind = type(error).__name__
+                task.context.run(_log.error, "a request failed in a step of its own: %s", kind)
+                outputs.append((task, self._end(task, "error", kind)))
         return outputs
 
     def _advance(self, task: _Task, token: int, logprobs: TokenLogprobs | None) -> StepOutput:
@@ -303,7 +317,9 @@ class BatchingEngine:
         if finish is not None:
             self._end(task, finish)
         reported = None if logprobs is None else [logprobs]
-        return StepOutput([token], finish, reported, cached_tokens=sequence.cached or 0)
+        is_first = len(sequence.tokens) == len(sequence.request.prompt_ids) + 1
+        queued_s = task.queued_s if is_first else None
+        return StepOutput([token], finish, reported, None, sequence.cached or 0, queued_s)
 
 
 def _runner(engine: str) -> Callable[[ModelSpec, Path, int], Runner]:
@@ -327,8 +343,16 @@ class _Task:
         self.sequence = Sequence(request, list(request.prompt_ids))
         self.sampler = Sampler(request.sampling, request.prompt_ids, constraint)
         self.loop = asyncio.get_running_loop()
+        self.context = copy_context()  # with which the thread logs: the request's id is in it
+        self.queued_s: float | None = None
+        self._arrived = time.monotonic()
         self._outputs: deque[StepOutput] = deque()
         self._wanted: asyncio.Future[None] | None = None
+
+    def begin(self, now: float) -> None:
+        """Note when it is first worked on."""
+        if self.queued_s is None:
+            self.queued_s = now - self._arrived
 
     def deliver(self, output: StepOutput) -> None:
         """Hand over an output, in the caller's loop."""

@@ -82,7 +82,8 @@ class StepOutput:
 
     stop: an end-of-sequence token was sampled (it is in token_ids). abort: the request was
     cancelled. error: `error` says what failed. cached_tokens: prompt tokens that had not to be
-    computed, known with the first output.
+    computed, known with the first output. queued_s: how long the request waited to be begun; on its
+    first output only, of engines that know.
     """
 
     token_ids: list[int]
@@ -90,18 +91,25 @@ class StepOutput:
     logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     cached_tokens: int = 0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """What an engine is doing now.
 
-    preemptions: how often a sequence had to make room and start again, since the start.
+    Since the start: preemptions, how often a sequence had to make room and start again;
+    prompt_tokens of what was begun, and cached_tokens, those of them that had not to be computed.
+    kv_use: the part of the room for keys and values that running sequences hold; None where the
+    engine does not know.
     """
 
     running: int
     waiting: int
     preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    kv_use: float | None = None
 
 
 class ChatEngine(Protocol):

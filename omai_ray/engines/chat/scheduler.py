@@ -18,7 +18,9 @@ from omai_ray.engines.chat.protocol import GenerationRequest
 
 
 class Places(Protocol):
-    """Where keys and values can lie."""
+    """Where keys and values can lie. total: how many tokens' there are in all."""
+
+    total: int
 
     def take(self, tokens: int) -> Extent | None:
         """Return a free extent for so many tokens, or None where there is none."""
@@ -98,11 +100,18 @@ class Scheduler:
         self._served: dict[str, int] = {}  # tokens, of accounts that have a sequence here
         self.running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
+        self.prompt_tokens = 0  # of all sequences that were begun
+        self.cached_tokens = 0  # those of them that had not to be computed
 
     @property
     def waiting(self) -> int:
         """How many sequences wait."""
         return sum(map(len, self._waiting.values()))
+
+    @property
+    def use(self) -> float:
+        """The part of all places that running sequences hold."""
+        return sum(_stored(sequence).extent.size for sequence in self.running) / self._places.total
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
@@ -231,6 +240,8 @@ class Scheduler:
         sequence.stored = Stored(sequence.owner, sequence.tokens, extent, count)
         if sequence.cached is None:
             sequence.cached = count
+            self.prompt_tokens += len(sequence.tokens)
+            self.cached_tokens += count
         self.running.append(sequence)
         return sequence
 

@@ -66,7 +66,8 @@ class ChatDelta:
     """What one choice gained: text, whole tool calls, tokens sampled; and how it ended.
 
     cached_tokens: prompt tokens that had not to be computed for it. age_s: how long ago its first
-    token came, where they are handed over together.
+    token came, where they are handed over together. queued_s: how long it waited to be begun, with
+    its first tokens, where the engine knows.
     """
 
     index: int
@@ -77,6 +78,7 @@ class ChatDelta:
     finish: Finish | None = None
     cached_tokens: int = 0
     age_s: float = 0.0
+    queued_s: float | None = None
 
     def absorb(self, later: ChatDelta) -> None:
         """Append what the same choice gained next."""
@@ -86,6 +88,7 @@ class ChatDelta:
         self.logprobs += later.logprobs
         self.finish = later.finish
         self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
+        self.queued_s = later.queued_s if self.queued_s is None else self.queued_s
         self.age_s = max(self.age_s, later.age_s)
 
 
@@ -185,7 +188,10 @@ class _Choice:
         if output.finish in ("abort", "error"):
             raise ServerError("The model could not finish the answer. Please try again.")
         delta = ChatDelta(
-            self._index, tokens=len(output.token_ids), cached_tokens=output.cached_tokens
+            self._index,
+            tokens=len(output.token_ids),
+            cached_tokens=output.cached_tokens,
+            queued_s=output.queued_s,
         )
         delta.logprobs = [
             self._logprob(token, logprob)

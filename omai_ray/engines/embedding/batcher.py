@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -25,6 +28,22 @@ from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 
 _log = logging.getLogger(__name__)
+_MOST_WAITS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStats:
+    """What a batcher does now, and has done since its start.
+
+    running, waiting: requests, those that are partly done running. tokens, computed_tokens: of all
+    steps, without and with padding.
+    """
+
+    running: int
+    waiting: int
+    steps: int
+    tokens: int
+    computed_tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +56,8 @@ class _Request:
     left: int
     taken: int = 0
     future: Future[Vectors] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+    context: Context = field(default_factory=copy_context)
 
 
 _Share = tuple[_Request, int]  # one input of a request, by its index
@@ -59,6 +80,8 @@ class EmbeddingBatcher:
         self._wedged = False
         self._changed = threading.Condition()
         self._heartbeat = Heartbeat(step_timeout_s)
+        self._steps = self._running = 0
+        self._waits: deque[float] = deque(maxlen=_MOST_WAITS)
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -84,6 +107,21 @@ class EmbeddingBatcher:
             self._heartbeat.begin()
             self._changed.notify()
         return await asyncio.wrap_future(request.future)
+
+    def stats(self) -> BatcherStats:
+        """Return what runs, what waits, and what was done."""
+        with self._changed:
+            waiting = sum(request.taken == 0 for request in self._waiting)
+            running, steps = self._running, self._steps
+        engine = self._engine
+        return BatcherStats(running, waiting, steps, engine.tokens, engine.computed_tokens)
+
+    def take_waits(self) -> list[float]:
+        """Return how long requests waited to be begun, in seconds: those since the last call."""
+        with self._changed:
+            waits = list(self._waits)
+            self._waits.clear()
+        return waits
 
     def check_health(self) -> None:
         """Raise ServerError where the thread has ended, or is wedged: then all requests end too."""
@@ -114,8 +152,12 @@ class EmbeddingBatcher:
                     self._heartbeat.rest()
                 self._changed.wait_for(lambda: bool(self._waiting))
                 self._step = self._next_step()
+                self._running = len({id(request) for request, _ in self._step})
+                self._steps += bool(self._step)
             if self._step:
                 self._embed(self._step)
+            with self._changed:
+                self._running = 0
 
     def _next_step(self) -> list[_Share]:
         """Take turns among the accounts: an equal share of the step's tokens each, or one input.
@@ -135,6 +177,8 @@ class EmbeddingBatcher:
                 room = self._take(requests, step, room, share)
             taken = room < before
             waiting = [r for r in waiting if r.taken < len(r.inputs)]
+        now = time.monotonic()
+        self._waits.extend(now - request.arrived for request, index in step if index == 0)
         served = {id(request) for request, _ in step}
         self._waiting = deque(sorted(waiting, key=lambda request: id(request) in served))
         return step
@@ -180,7 +224,8 @@ class EmbeddingBatcher:
             return
         ((request, _),) = step
         if not isinstance(error, OMAiError):
-            _log.error("a batch could not be embedded", exc_info=error)
+            log = partial(_log.error, "a batch could not be embedded", exc_info=error)
+            request.context.run(log)
             error = ServerError("The model could not embed the input. Please try again.")
         if _is_awaited(request):
             request.future.set_exception(error)

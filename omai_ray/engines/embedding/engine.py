@@ -51,7 +51,8 @@ class TokenEngine(ABC):
     """Runs a checkpoint on token ids: a row of float32 for each input.
 
     context: most tokens an input may have. step_tokens: how many are well run in one go.
-    vocab_size: ids are below it. dimension: D of the rows.
+    vocab_size: ids are below it. dimension: D of the rows. tokens, computed_tokens: what was run
+    since the start, without and with padding.
     """
 
     vocab_size: int
@@ -68,6 +69,7 @@ class TokenEngine(ABC):
         if on_cpu:
             keep_freed_memory()
         self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
+        self.tokens = self.computed_tokens = 0
 
     def embed_ids(self, inputs: Sequence[Sequence[int]]) -> Vectors:
         """Return float32 [N, D], rows in the order of the inputs; errors as in `check`."""
@@ -82,8 +84,11 @@ class TokenEngine(ABC):
         def embed(rows: npt.NDArray[np.int64]) -> None:
             arriving.add(rows, self._forward([arrays[row] for row in rows], lengths[rows]))
 
-        self._lanes.run(embed, self._batches(lengths))
+        batches = self._batches(lengths)
+        self._lanes.run(embed, batches)
         arriving.finish()
+        self.tokens += (tokens := int(lengths.sum()))
+        self.computed_tokens += tokens if self._packs else _with_padding(lengths, batches)
         return vectors
 
     def check(self, inputs: Sequence[Sequence[int]]) -> list[Ids]:
@@ -147,6 +152,10 @@ class TokenEngine(ABC):
     @abstractmethod
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
         """Return float32 [N, D] for inputs of a batch, longest first."""
+
+
+def _with_padding(lengths: npt.NDArray[np.int64], batches: list[npt.NDArray[np.int64]]) -> int:
+    return sum(int(lengths[batch].max()) * len(batch) for batch in batches)
 
 
 class EmbeddingEngine(TokenEngine):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ from transformers import (
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.batching_engine import BatchingEngine
-from omai_ray.engines.chat.protocol import GenerationRequest, SamplingParams, StepOutput
+from omai_ray.engines.chat.protocol import (
+    EngineStats,
+    GenerationRequest,
+    SamplingParams,
+    StepOutput,
+)
 from omai_ray.engines.chat.scheduler import Piece
 from omai_ray.errors import (
     CheckpointError,
@@ -67,6 +73,27 @@ async def test_a_full_queue_refuses_by_name(checkpoint: Path) -> None:
     engine.start()
     assert len(tokens(await first)) >= 1
     await engine.drain()
+
+
+def idle(engine: BatchingEngine) -> EngineStats:
+    """Return the stats once nothing runs: the thread takes note after the last output."""
+    while (stats := engine.stats()).running:
+        time.sleep(0.001)
+    return stats
+
+
+async def test_stats_say_what_was_begun_cached_and_held(engine: BatchingEngine) -> None:
+    """Prompts count when they begin, what was kept of one as cached; nothing is held when idle."""
+    prompt = list(range(5, 45))
+    outputs = await collect(engine, GenerationRequest("a", prompt, 2, GREEDY))
+    again = await collect(engine, GenerationRequest("b", prompt, 2, GREEDY))
+    assert outputs[0].queued_s is not None
+    assert outputs[0].queued_s >= 0
+    assert all(output.queued_s is None for output in outputs[1:])
+    stats = await asyncio.to_thread(idle, engine)
+    assert stats.prompt_tokens == 80
+    assert stats.cached_tokens == again[0].cached_tokens > 0
+    assert (stats.waiting, stats.kv_use) == (0, 0.0)
 
 
 async def test_a_failing_step_fails_only_whom_it_concerns(

@@ -238,3 +238,23 @@ async def test_an_account_with_a_thousand_requests_holds_up_no_other(engine: Hel
     await asyncio.gather(*many)
     counts = [sum(map(len, batch)) for batch in engine.batches]
     assert max(counts) <= STEP_TOKENS
+
+
+async def test_stats_say_what_runs_waits_and_was_padded(engine: Held) -> None:
+    """Tokens are those of the steps that are done; each request's wait is told once."""
+    tokens, computed = engine.tokens, engine.computed_tokens
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    running = await busy(batcher, engine)
+    waiting = await queued(batcher, [[5, 6, 7], [8]])
+    stats = batcher.stats()
+    assert (stats.running, stats.waiting, stats.steps) == (1, 1, 1)
+    engine.allowed.set()
+    await asyncio.gather(running, *waiting)
+    done = batcher.stats()
+    assert done.steps == 2
+    assert done.tokens - tokens == 1 + 3 + 1
+    assert done.computed_tokens - computed >= done.tokens - tokens
+    waits = batcher.take_waits()
+    assert len(waits) == 2
+    assert min(waits) >= 0
+    assert batcher.take_waits() == []

@@ -150,6 +150,7 @@ def test_arguments_reach_the_job(
             actors=3,
             address="auto",
             overwrite=True,
+            metrics_model="text-embedding-ada-002",
         )
     ]
 
