@@ -35,11 +35,11 @@ CHAT = {
 class WedgingReplica(ChatReplica):
     """A chat replica whose engine never ends the step of the request that says so."""
 
-    async def stream(self, job: ChatJob) -> AsyncIterator[list[ChatDelta]]:
+    async def stream(self, job: ChatJob, request_id: str | None) -> AsyncIterator[list[ChatDelta]]:
         """Yield what the choices gain."""
         if job.stop == ["wedge"]:
             self._engine._runner.run = lambda _: time.sleep(3600)  # type: ignore[attr-defined]
-        async for deltas in super().stream(job):
+        async for deltas in super().stream(job, request_id):
             yield deltas
 
 
