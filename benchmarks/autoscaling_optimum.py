@@ -7,7 +7,7 @@ of the next, `wait_s` later, it is not among what replicas can have in their bat
 programming over (replicas, backlog) finds the least of hours + price * late work. By weak duality,
 at any price, this less the price of the late work that is allowed is a lower bound of the hours of
 every plan that keeps the target; the best price is searched for. Between the backlogs of its grid
-the programme interpolates; a grid twice as fine changes the bound by less than 1 %.
+the programme interpolates, which makes the bound approximate.
 """
 
 from __future__ import annotations

@@ -132,20 +132,23 @@ def litellm(directory: Path, upstream: str) -> Iterator[str]:
 @contextlib.contextmanager
 def served(directory: Path, proxy: str) -> Iterator[dict[str, tuple[str, str]]]:
     """Serve our ingress and the bare one on a Ray of the benchmark's own; give address and key."""
+    from deployments.platform import haproxy_environment, proxy_environment
+    from omai_ray.settings import Settings, Tier
+
+    # Limits which are never reached, so that they are checked.
+    tiers = {"bench": Tier(requests_per_minute=10**9, tokens_per_minute=10**12)}
+    settings = Settings(
+        state_dir=directory / "state", tiers=tiers, log_file=directory / "omai.log", proxy=proxy
+    )
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= proxy_environment(settings)
     if proxy == "haproxy":
-        os.environ |= haproxy_environment(directory)
+        os.environ |= haproxy_environment(directory, settings.drain_s)
     import ray
     from gateway_apps import bare, ours
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from omai_ray.settings import Settings, Tier
-
-    # Limits which are never reached, so that they are checked.
-    tier = Tier(requests_per_minute=10**9, tokens_per_minute=10**12)
-    log = directory / "omai.log"
-    settings = Settings(state_dir=directory / "state", tiers={"bench": tier}, log_file=log)
     key = asyncio.run(make_key(settings))
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     port = free_port()
@@ -162,24 +165,6 @@ def served(directory: Path, proxy: str) -> Iterator[dict[str, tuple[str, str]]]:
         serve.shutdown()
     finally:
         ray.shutdown()
-
-
-def haproxy_environment(directory: Path) -> dict[str, str]:
-    """Return Ray's settings for throughput; files and ports of HAProxy's that nobody else has."""
-    files = {
-        "CONFIG_FILE_LOC": "haproxy.cfg",
-        "SOCKET_PATH": "admin.sock",
-        "SERVER_STATE_BASE": ".",
-        "SERVER_STATE_FILE": "server-state",
-    }
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        **{f"RAY_SERVE_HAPROXY_{name}": str(directory / file) for name, file in files.items()},
-    }
 
 
 async def make_key(settings: Any) -> str:

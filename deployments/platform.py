@@ -161,7 +161,7 @@ class Platform:
         directory = _fresh_ray_directory(self._settings.state_dir)
         os.environ |= proxy_environment(self._settings)
         if self._settings.proxy == "haproxy":
-            os.environ |= _haproxy_environment(directory, self._settings.drain_s)
+            os.environ |= haproxy_environment(directory, self._settings.drain_s)
         from deployments.traces import environment
 
         os.environ |= environment(self._settings.telemetry)
@@ -297,7 +297,7 @@ def proxy_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _haproxy_environment(directory: Path, drain_s: float) -> dict[str, str]:
+def haproxy_environment(directory: Path, drain_s: float) -> dict[str, str]:
     """Return where an embedded HAProxy has its files and ports, several platforms side by side."""
     program = directory / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m deployments.haproxy "$@"\n')

@@ -77,8 +77,8 @@ class ChatDelta:
     logprobs: list[TextLogprob] = field(default_factory=list)
     finish: Finish | None = None
     cached_tokens: int = 0
-    age_s: float = 0.0
-    queued_s: float | None = None
+    age_s: float = field(default=0.0, compare=False)
+    queued_s: float | None = field(default=None, compare=False)
 
     def absorb(self, later: ChatDelta) -> None:
         """Append what the same choice gained next."""
