@@ -50,8 +50,8 @@ class Handle:
     def options(self, **_: Any) -> Handle:
         return self
 
-    def remote(self, job: ChatJob) -> Call:
-        assert job is JOB
+    def remote(self, job: ChatJob, request_id: str | None) -> Call:
+        assert (job, request_id) == (JOB, None)
         self.called.set()
         return self.call
 
