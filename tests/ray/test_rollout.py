@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,11 @@ CHAT = {
 class WedgingReplica(ChatReplica):
     """A chat replica whose engine never ends the step of the request that says so."""
 
-    async def stream(self, job: ChatJob, request_id: str | None) -> AsyncIterator[list[ChatDelta]]:
-        """Yield what the choices gain."""
+    async def answer(self, job: ChatJob, request_id: str | None) -> list[ChatDelta]:
+        """Return the complete choices."""
         if job.stop == ["wedge"]:
             self._engine._runner.run = lambda _: time.sleep(3600)  # type: ignore[attr-defined]
-        async for deltas in super().stream(job, request_id):
-            yield deltas
+        return await super().answer(job, request_id)
 
 
 @contextmanager
