@@ -194,8 +194,8 @@ def test_a_trace_goes_from_the_edge_to_the_engine(watched: Watched) -> None:
         span = by_id.get(span["parent_id"])
     assert path == [
         "prefill",
-        "replica_handle_request model-omai-gpt-4 stream",
-        "route_to_replica model-omai-gpt-4 stream",
+        "replica_handle_request model-omai-gpt-4 answer",
+        "route_to_replica model-omai-gpt-4 answer",
         "POST /v1/chat/completions",
     ]
     assert any(span["name"].startswith("proxy_http_request") for span in found)

@@ -12,6 +12,7 @@ import pytest
 from tests.ray import multi_node
 
 PATIENCE_S = 240
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(PATIENCE_S + 20)
@@ -20,7 +21,8 @@ def test_a_node_killed_under_load_fails_only_what_ran_there(
 ) -> None:
     """Each of those with an error in the envelope; the rest is answered, and replicas come back."""
     done = subprocess.run(
-        [sys.executable, multi_node.__file__, str(tiny_models[0]), str(tmp_path)],
+        [sys.executable, "-m", multi_node.__name__, str(tiny_models[0]), str(tmp_path)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
