@@ -17,6 +17,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from deployments.ingress import Ingress
+from deployments.names import deployment_name
+from deployments.routing import router_config
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.settings import Settings
 
@@ -36,7 +38,7 @@ class StubChat:
         for left in range(stub.WORDS - 1, -1, -1):
             yield [ChatDelta(0, stub.WORD, tokens=1, finish=None if left else "stop")]
 
-    async def answer(self, job: ChatJob) -> list[ChatDelta]:
+    async def answer(self, job: ChatJob, request_id: str | None) -> list[ChatDelta]:
         """Return what a chat replica does."""
         return [ChatDelta(0, stub.ANSWER, tokens=9, finish="stop")]
 
@@ -120,8 +122,17 @@ def stubs() -> tuple[Application, Application]:
 
 def ours(settings: Settings) -> Application:
     """Return our ingress over the stubs."""
-    chat, embedding = stubs()
-    handles = {spec.name: chat if spec.task == "chat" else embedding for spec in settings.models}
+    handles = {
+        spec.name: serve.deployment(StubChat if spec.task == "chat" else StubEmbedding)  # type: ignore[attr-defined]
+        .options(
+            name=deployment_name(spec.name),
+            max_ongoing_requests=MANY,
+            ray_actor_options={"num_cpus": 0.1},
+            request_router_config=router_config(spec),
+        )
+        .bind()
+        for spec in settings.models
+    }
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
         name="ingress",
         num_replicas=settings.ingress.replicas,
