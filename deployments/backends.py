@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.telemetry.logs import request_id_var
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 # How long a replica may say nothing: beyond the longest queue, short of for ever.
 PATIENCE_S = 300.0
 # How long, and how often, replicas are asked for what they have of an answer.
@@ -72,25 +73,23 @@ class HandleChatBackend:
         A job whose replica goes away is tried once more, at another: of the first nothing came.
         """
         with domain_errors():
-            for retriable in (True, False):
-                response: Any = self._answering.remote(job, request_id_var.get())
-                call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
-                try:
-                    _absorb(choices, await self._patiently(call, job))
-                    return
-                except RayActorError:
-                    if not retriable:
-                        raise
-                    _log.warning(_TRIED_AGAIN)
-                except (asyncio.CancelledError, TimeoutError):
-                    response.cancel()
-                    call.cancel()
-                    asking = asyncio.create_task(self._ended(call, job))
-                    while not asking.done():  # Serve may cancel a request more than once
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await asyncio.shield(asking)
-                    _absorb(choices, asking.result())
-                    raise
+            await _twice_at_most(lambda: self._answer(job, choices))
+
+    async def _answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
+        response: Any = self._answering.remote(job, request_id_var.get())
+        call: asyncio.Future[list[ChatDelta]] = asyncio.ensure_future(response)
+        try:
+            gained = await self._patiently(call, job)
+        except (asyncio.CancelledError, TimeoutError):
+            response.cancel()
+            call.cancel()
+            asking = asyncio.create_task(self._ended(call, job))
+            while not asking.done():  # Serve may cancel a request more than once
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(asking)
+            _absorb(choices, asking.result())
+            raise
+        _absorb(choices, gained)
 
     async def _patiently(
         self, call: asyncio.Future[list[ChatDelta]], job: ChatJob
@@ -150,11 +149,7 @@ class HandleEmbeddingBackend:
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
         with domain_errors():
-            try:
-                return await self._embed(inputs, account)
-            except RayActorError:
-                _log.warning(_TRIED_AGAIN)
-            return await self._embed(inputs, account)
+            return await _twice_at_most(lambda: self._embed(inputs, account))
 
     async def _embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         response: Any = self._handle.embed.remote(inputs, account, request_id_var.get())
@@ -170,6 +165,15 @@ class HandleEmbeddingBackend:
         """Return once a replica answers."""
         with domain_errors():
             await self._handle.ready.remote()
+
+
+async def _twice_at_most(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Return what a call gives; it is made once more where its replica goes away."""
+    try:
+        return await call()
+    except RayActorError:
+        _log.warning(_TRIED_AGAIN)
+    return await call()
 
 
 def _absorb(choices: list[ChatDelta], gained: list[ChatDelta]) -> None:
