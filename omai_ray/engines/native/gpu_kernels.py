@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omai_ray.engines.native.kernels import Kernels
+
 _PROGRAMS = 264  # two for each multiprocessor of a large GPU
 _MOST_SPLITS = 32
 _LEAST_ROWS = 16  # of a product on the matrix units
@@ -213,11 +215,8 @@ def _rotate(  # type: ignore[no-untyped-def]
     tl.store(place + half, second.to(kind), mask=inside)
 
 
-class GpuKernels:
+class GpuKernels(Kernels):
     """Those of a GPU."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
 
     def attend(
         self,
@@ -314,12 +313,6 @@ class GpuKernels:
             *(both, out), width=width, gate_first=gate_first, block=_BLOCK
         )
         return out
-
-    def _check(self, *tensors: Tensor) -> None:
-        """Raise TypeError for another dtype, which the results would not have."""
-        for tensor in tensors:
-            if tensor.dtype != self.dtype:
-                raise TypeError(f"kernels for {self.dtype} were given {tensor.dtype}")
 
 
 def _tiles(block_width: int) -> tuple[int, int, int]:

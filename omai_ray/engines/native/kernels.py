@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ _ARGUMENTS = {
 }
 
 
-class Kernels(Protocol):
+class Kernels(ABC):
     """What a decoder does between its products, for one dtype, on a CPU or a GPU."""
 
-    dtype: torch.dtype
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
+    @abstractmethod
     def attend(
         self,
         query: Tensor,
@@ -48,6 +51,7 @@ class Kernels(Protocol):
         with the new one.
         """
 
+    @abstractmethod
     def rms_norm(
         self, values: Tensor, weight: Tensor, epsilon: float, offset: float, early: bool
     ) -> Tensor:
@@ -56,18 +60,26 @@ class Kernels(Protocol):
         early: what is normalised is rounded before it is multiplied; the offset is 0 then.
         """
 
+    @abstractmethod
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
 
+    @abstractmethod
     def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
         """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
 
+    def _check(self, *tensors: Tensor) -> None:
+        """Raise TypeError for another dtype: the kernels would read, or return, something else."""
+        for tensor in tensors:
+            if tensor.dtype != self.dtype:
+                raise TypeError(f"kernels for {self.dtype} were given {tensor.dtype}")
 
-class CpuKernels:
+
+class CpuKernels(Kernels):
     """Those of a CPU: they run on as many threads as torch's own operators do."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        super().__init__(dtype)
         self._attend, self._rms_norm, self._rotate, self._silu_product = (
             _function(library, f"{name}_{_NAMES[dtype]}", arguments)
             for name, arguments in _ARGUMENTS.items()
@@ -143,12 +155,6 @@ class CpuKernels:
             *(both.numel() // (2 * width), width, 2 * width, torch.get_num_threads()),
         )
         return out
-
-    def _check(self, *tensors: Tensor) -> None:
-        """Raise TypeError for another dtype: the kernels would read something else."""
-        for tensor in tensors:
-            if tensor.dtype != self.dtype:
-                raise TypeError(f"kernels for {self.dtype} were given {tensor.dtype}")
 
 
 @functools.cache
