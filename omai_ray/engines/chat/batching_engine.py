@@ -223,8 +223,8 @@ class BatchingEngine:
         """Plan and run a step; what it fails for ends, and the rest goes on."""
         plan = self._scheduler.plan()
         now = time.monotonic()
-        for piece in plan.pieces:
-            self._running[piece.sequence].begin(now)
+        for sequence in plan.admitted:
+            self._running[sequence].begin(now)
         try:
             self._runner.copy(plan.copies)
         except Exception as error:  # the pasts of any could be wrong now

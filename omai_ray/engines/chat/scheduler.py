@@ -77,10 +77,14 @@ class Piece:
 
 @dataclass(slots=True)
 class Plan:
-    """A step: copies first, in order, then pieces."""
+    """A step: copies first, in order, then pieces.
+
+    admitted: sequences that begin to run with it.
+    """
 
     copies: list[Copy] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
@@ -243,6 +247,7 @@ class Scheduler:
             self.prompt_tokens += len(sequence.tokens)
             self.cached_tokens += count
         self.running.append(sequence)
+        plan.admitted.append(sequence)
         return sequence
 
     def _is_being_computed(self, sequence: Sequence, count: int) -> bool:
