@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from omai_ray.catalog import Dtype
 from omai_ray.errors import ConfigError
@@ -62,6 +66,14 @@ def has_int8() -> bool:
 def has_onednn() -> bool:
     """Tell whether this torch has oneDNN, whose operators work on reordered weights."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def to_device(arrays: Sequence[npt.NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Return arrays as tensors on a device: one copy for all, which a GPU need not wait for."""
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type != "cpu":
+        joined = joined.pin_memory().to(device, non_blocking=True)
+    return list(torch.split(joined, [len(array) for array in arrays]))
 
 
 def limit_threads(num_cpus: float) -> None:

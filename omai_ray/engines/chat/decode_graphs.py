@@ -6,7 +6,6 @@ nobody's.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from omai_ray.engines.chat.gpu_attention import Singles
 # ids [1, T], positions [T], how the rows attend -> logits [T, V]
 Forward = Callable[[Tensor, Tensor, Singles], Tensor]
 _WARM_UPS = 2
-_log = logging.getLogger(__name__)
 
 
 def sizes(most: int) -> list[int]:

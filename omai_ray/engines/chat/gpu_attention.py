@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from omai_ray.engines.device import to_device
 from omai_ray.engines.flash import flash_attention
 
 
@@ -74,29 +76,19 @@ def layout(
 
     A single token after the first longer piece is a chunk too.
     """
-    count = next((at for at, piece in enumerate(pieces) if piece[2] > 1), len(pieces))
-    singles = chunks = None
-    if count:
-        table = torch.tensor([(start, past + 1) for start, past, _ in pieces[:count]])
-        table = table.pin_memory().to(device, non_blocking=True)
-        singles = Singles(table[:, 0].contiguous(), table[:, 1].int())
-    rest = pieces[count:]
-    if rest:
-        bounds = [0]
-        for _, _, rows in rest:
-            bounds.append(bounds[-1] + rows)
-        places = torch.cat(
-            [torch.arange(start + past, start + past + rows) for start, past, rows in rest]
-        )
-        starts = [start for start, _, _ in rest]
-        seen = [past + rows for _, past, rows in rest]
-        whole = torch.cat([places, torch.tensor([*bounds, *starts, 0, *seen])])
-        whole = whole.pin_memory().to(device, non_blocking=True)
-        numbers = whole[len(places) :].int()
-        first, second, third = torch.split(numbers, [len(rest) + 1, len(rest) + 1, len(rest)])
-        chunks = Chunks(
-            count,
-            *(whole[: len(places)], first, second, third),
-            *(max(rows for _, _, rows in rest), max(seen)),
-        )
-    return singles, chunks
+    starts, past, rows = np.array(pieces, dtype=np.int64).T
+    longer = np.flatnonzero(rows > 1)
+    count = int(longer[0]) if len(longer) else len(rows)
+    alone, rest = slice(count), slice(count, None)
+    counts, seen = rows[rest], past[rest] + rows[rest]
+    bounds = np.append(0, np.cumsum(counts))
+    places = np.arange(bounds[-1]) + np.repeat((starts + past)[rest] - bounds[:-1], counts)
+    first, lengths, placed, *numbers = to_device(
+        [starts[alone], past[alone] + 1, places, bounds, np.append(starts[rest], 0), seen], device
+    )
+    singles = Singles(first, lengths.int()) if count else None
+    if count == len(rows):
+        return singles, None
+    edges, firsts, lasts = (part.int() for part in numbers)
+    most_rows, most_seen = int(counts.max()), int(seen.max())
+    return singles, Chunks(count, placed, edges, firsts, lasts, most_rows, most_seen)

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from omai_ray.engines.chat.gpu_attention import Chunks, Singles
+from omai_ray.engines.device import to_device
 from omai_ray.engines.native.kernels import WIDEST_HEAD, Kernels
 
 IMPLEMENTATION = "omai_slots"
@@ -180,11 +181,10 @@ class KeyValues:
                     part[target : target + count] = part[source : source + count].clone()
             return
         for group in _independent(copies):  # few launches, each of many places
-            sources, targets = (
-                torch.cat([torch.arange(first, first + count) for first, count in ranges])
-                .pin_memory()
-                .to(parts[0].device, non_blocking=True)
-                for ranges in ([(s, n) for s, _, n in group], [(t, n) for _, t, n in group])
+            read = [np.arange(source, source + count) for source, _, count in group]
+            written = [np.arange(target, target + count) for _, target, count in group]
+            sources, targets = to_device(
+                [np.concatenate(read), np.concatenate(written)], parts[0].device
             )
             for part in parts:
                 part.index_copy_(0, targets, part.index_select(0, sources))

@@ -13,16 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-from omai_ray.engines.device import has_bfloat16
+from omai_ray.engines.device import has_bfloat16, to_device
 from omai_ray.engines.embedding.attention import IMPLEMENTATION, CannotPackError
 from omai_ray.engines.embedding.int8 import observe, quantized
-from omai_ray.engines.embedding.packing import (
-    Ids,
-    Packing,
-    lengths_of,
-    padded,
-    to_device,
-)
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of, padded
 from omai_ray.engines.prepare import differs, prepare
 from omai_ray.engines.wiring import rewire, watch
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.checkpoint import check_safe, hash_files
-from omai_ray.engines.device import choose_device, choose_dtype, keep_freed_memory
+from omai_ray.engines.device import choose_device, choose_dtype, keep_freed_memory, to_device
 from omai_ray.engines.embedding.arriving import Arriving
 from omai_ray.engines.embedding.encoder import Encoder, load_encoder, multiplied_weights
 from omai_ray.engines.embedding.head import Head, read_head, stated_head
 from omai_ray.engines.embedding.lanes import Lanes
-from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of, to_device
+from omai_ray.engines.embedding.packing import Ids, Packing, lengths_of
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong, InvalidRequest
 from omai_ray.text.embedding_input import EmbeddingTokenizer, encoder_directory
 

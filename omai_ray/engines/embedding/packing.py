@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from omai_ray.engines.device import to_device
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -30,14 +32,6 @@ def padded(inputs: Sequence[Ids], filler: int) -> tuple[Ids, npt.NDArray[np.bool
     rows = np.full(real.shape, filler, dtype=np.int64)
     rows[real] = np.concatenate(inputs)
     return rows, real
-
-
-def to_device(arrays: Sequence[Ids], device: torch.device) -> list[Tensor]:
-    """Return arrays as tensors on a device: one copy for all, which a GPU need not wait for."""
-    joined = torch.from_numpy(np.concatenate(arrays))
-    if device.type != "cpu":
-        joined = joined.pin_memory().to(device, non_blocking=True)
-    return list(torch.split(joined, [len(array) for array in arrays]))
 
 
 def round_up(number: int, steps: int) -> int:
