@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from omai_ray.errors import ConfigError
-from pipelines import commit
+from omai_ray.storage import Location, ObjectNotFound
 from pipelines.errors import OutputInUse, OutputMismatch
 from pipelines.job import EmbedJob
 from pipelines.report import Report
-from pipelines.run_record import RunRecord, lease
+from pipelines.run_lease import lease
+from pipelines.run_record import RunRecord
 
 Corpus = Callable[..., Path]
 Job = Callable[..., EmbedJob]
@@ -79,18 +80,18 @@ def test_a_crash_around_any_rename_leaves_whole_files_and_resumes_to_the_same_by
 ) -> None:
     """No row is lost or doubled: what is visible is whole, and redone if not in the ledger."""
     job = make_job(unit_rows=5)
-    publish, calls = commit._publish, iter(range(100))
+    publish, calls = Location._publish, iter(range(100))
 
-    def crash(temporary: Path, target: Path) -> None:
+    def crash(target: Location, temporary: Path) -> None:
         crashing = next(calls) == call
         if crashing and when == "before":
             raise Crash
-        publish(temporary, target)
+        publish(target, temporary)
         if crashing:
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", crash)
+        patch.setattr(Location, "_publish", crash)
         try:
             run(job)
         except Crash:
@@ -155,8 +156,8 @@ def test_leftovers_are_swept_and_a_writer_that_outlived_its_run_cannot_commit(
     leftover.write_bytes(b"half")
     run(make_job(output=tmp_path / "whole"))
     assert not (tmp_path / "whole" / "_tmp").exists()
-    with pytest.raises(FileNotFoundError):
-        commit._publish(leftover, tmp_path / "whole" / "a.parquet")
+    with pytest.raises(ObjectNotFound):
+        Location.parse(tmp_path / "whole" / "a.parquet").write_from(leftover)
 
 
 def test_a_changed_input_file_is_done_again_and_its_old_parts_go(
@@ -285,11 +286,11 @@ def test_a_second_runner_is_refused_naming_the_first(tmp_path: Path) -> None:
 def test_the_lease_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     """The kernel drops a lock with its holder."""
     code = (
-        "import sys; from pathlib import Path; from pipelines.run_record import lease\n"
+        "import sys; from pathlib import Path; from pipelines.run_lease import lease\n"
         "with lease(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    root = Path(commit.__file__).parents[1]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
     ) as holder:
