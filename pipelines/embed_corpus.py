@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments; --config is for the caller, who reads the settings."""
     add = parser.add_argument
     add("source", metavar="IN",
-        help="a parquet file, a directory of them, or a quoted glob; s3:// and gs:// too")  # fmt: skip
+        help="a parquet file, directory of them or quoted glob; s3:// and gs:// too")  # fmt: skip
     add("output", metavar="OUT",
         help="directory to write, s3:// and gs:// too; mirrors the input's files")  # fmt: skip
     add("--column", required=True, help="the text column")

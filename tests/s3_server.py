@@ -97,10 +97,18 @@ def s3_server(*buckets: str) -> Iterator[S3Server]:
 class _Handler(BaseHTTPRequestHandler):
     state: S3Server
     protocol_version = "HTTP/1.1"
-    timeout = 0.5  # an idle connection ends, so that the server can
+    timeout = 0.2  # an idle connection ends, so that the server can
+    wbufsize = -1  # an answer is one packet
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Stay quiet."""
+
+    def handle_expect_100(self) -> bool:
+        """Send it now: the body comes after it."""
+        going_on = super().handle_expect_100()
+        self.wfile.flush()
+        return going_on
 
     def do_GET(self) -> None:
         self._handle(self._list if not self._key() else self._get)
