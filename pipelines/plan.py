@@ -194,7 +194,7 @@ def file_identity(file: InputFile) -> list[str | int]:
 
 
 def _output_name(name: str, part: int, parts: int) -> str:
-    path = PurePosixPath(name)
     if parts == 1:
         return name
+    path = PurePosixPath(name)
     return str(path.with_name(f"{path.stem}-part-{part:05d}-of-{parts:05d}{path.suffix}"))

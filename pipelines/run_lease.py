@@ -28,9 +28,12 @@ REFRESH_S = CLAIM_S / 4
 
 
 class Lease:
-    """A held output. claim: what shows so to workers elsewhere; None where a lock does."""
+    """A held output."""
 
-    claim: Location | None = None
+    @property
+    def claim(self) -> Location | None:
+        """Return what shows to workers elsewhere that it is held; None where a lock does."""
+        return None
 
     def check(self) -> None:
         """Raise RunFailed where the output is no longer this run's."""
@@ -45,9 +48,14 @@ class Claim(Lease):
     def __init__(self, output: Location, clock: Callable[[], float] = time.monotonic) -> None:
         self._output, self._clock = output, clock
         self._claims = output.child(f"{RUN}/claims")
-        self.claim = self._claims.child(uuid4().hex)
+        self._claim = self._claims.child(uuid4().hex)
         self._lost = False
         self._refreshed_s = clock()
+
+    @property
+    def claim(self) -> Location:
+        """Return the object."""
+        return self._claim
 
     def acquire(self) -> None:
         """Claim the output. Raises OutputInUse naming who has it."""

@@ -242,7 +242,12 @@ def test_a_failing_read_of_a_unit_is_no_dead_letter(
     job = make_job(source=at("in"), output=at("out"), unit_rows=5)
     executor = local_executor()
     described = executor.describe
-    executor.describe = lambda: s3.fail(403, float("inf"), "GET", "/in/a") or described()
+
+    def break_store() -> Any:
+        s3.fail(403, float("inf"), "GET", "/in/a")
+        return described()
+
+    executor.describe = break_store
     with pytest.raises(StorageError, match=r"s3://corpora/in/a\.parquet"):
         run(job, executor)
     assert objects(s3, "out/") == {}

@@ -45,7 +45,7 @@ def whole(
     write_corpus(FILES)
     job = make_job(output=tmp_path / "whole", unit_rows=5)
     run(job)
-    return tree(job.output)
+    return tree(Path(job.output))
 
 
 @pytest.mark.parametrize("units", range(5))
@@ -64,7 +64,7 @@ def test_a_run_stopped_after_any_unit_resumes_to_the_same_bytes(
     report = run(job)
     assert (report.units_skipped, report.units_done) == (units, 5 - units)
     assert (report.total_rows, report.total_rows_written, report.total_rows_dead) == (22, 18, 4)
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -95,10 +95,10 @@ def test_a_crash_around_any_rename_leaves_whole_files_and_resumes_to_the_same_by
         try:
             run(job)
         except Crash:
-            for path in job.output.rglob("*.parquet"):
-                assert path.read_bytes() == whole[path.relative_to(job.output).as_posix()]
+            for path in Path(job.output).rglob("*.parquet"):
+                assert path.read_bytes() == whole[path.relative_to(Path(job.output)).as_posix()]
     assert run(job).ok
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
 
 
 def test_a_finished_run_does_nothing_again(
@@ -196,7 +196,7 @@ def test_a_mended_file_replaces_its_dead_letter(
     run(make_job())
     write_corpus({"b.parquet": ["y"]})
     report = run(make_job())
-    assert dead_letters(make_job().output) == []
+    assert dead_letters(Path(make_job().output)) == []
     assert (report.files_dead, report.total_rows_written) == (0, 2)
 
 
@@ -241,7 +241,7 @@ def test_an_output_of_another_model_is_refused_and_overwrite_replaces_it_whole(
     job = make_job(output=tmp_path / "whole", unit_rows=5)
     with pytest.raises(OutputMismatch, match="embedding_fingerprint was 'ffff"):
         run(job, other)
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
     report = run(make_job(output=tmp_path / "whole", unit_rows=5, overwrite=True), other)
     assert (report.units_done, report.units_skipped) == (5, 0)
     assert all(
@@ -256,11 +256,11 @@ def test_a_directory_with_other_files_is_left_alone(
     """Even with --overwrite: what no run wrote, no run deletes."""
     write_corpus({"a.parquet": ["x"]})
     job = make_job(overwrite=True)
-    job.output.mkdir()
-    (job.output / "notes.txt").write_text("mine")
+    Path(job.output).mkdir()
+    (Path(job.output) / "notes.txt").write_text("mine")
     with pytest.raises(OutputMismatch, match=r"notes\.txt"):
         run(job)
-    assert [path.name for path in job.output.iterdir()] == ["notes.txt"]
+    assert [path.name for path in Path(job.output).iterdir()] == ["notes.txt"]
 
 
 def test_an_output_that_is_a_file_or_cannot_be_made_is_refused(
