@@ -63,4 +63,4 @@ def undisturbed(
 ) -> tuple[Path, Report]:
     """Run the job once without trouble; return its output and report."""
     job = make_job(tmp_path_factory.mktemp("undisturbed") / "out")
-    return job.output, embed_corpus(job)
+    return Path(job.output), embed_corpus(job)
