@@ -13,6 +13,7 @@ from pipelines.commit import commit_dead_letters
 from pipelines.engine import EngineFacts
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob, describe_output, digest
+from pipelines.output_rows import made_fields
 from pipelines.plan import (
     Footer,
     RejectedFile,
@@ -77,7 +78,8 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
     progress.stage("reading footers")
     check_apart(job.source, job.output)
     footers, rejected = read_footers(find_files(job.source))
-    check_columns(footers, job.column, job.columns)
+    made = [field.name for field in made_fields(job.chunks, job.row_id)]
+    check_columns(footers, job.text, job.columns, made)
     with lease(job.output):
         record = RunRecord(job.output)
         if not job.overwrite:
@@ -85,6 +87,8 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
         progress.stage("starting Ray and loading the model")
         with start(job) as executor:
             facts = executor.describe()
+            if job.chunks is not None:
+                job.chunks.check_model(facts.context, facts.tokens_around)
             settings = describe_output(job) | {"embedding_fingerprint": facts.fingerprint}
             if job.overwrite:
                 record.clear()
@@ -174,18 +178,27 @@ def _unit_settings(job: EmbedJob, facts: EngineFacts, scratch: Path) -> UnitSett
     return UnitSettings(
         output=job.output.absolute(),
         scratch=scratch.absolute(),
-        column=job.column,
+        text=job.text,
         columns=job.columns,
         on_long=job.on_long,
+        chunking=job.chunks,
+        row_id=job.row_id,
+        cache=None if job.cache is None else job.cache.absolute() / facts.fingerprint,
         dtype=job.dtype,
         provenance={
             "model": job.model.name,
             "embedding_fingerprint": facts.fingerprint,
             "embedding_provenance": facts.provenance,
-            "text_column": job.column,
+            **_described_text(job),
             "on_long": job.on_long,
         },
     )
+
+
+def _described_text(job: EmbedJob) -> dict[str, Any]:
+    text = {"text_column": job.column, "text_template": job.template}
+    chunking = {} if job.chunks is None else {"chunking": asdict(job.chunks)}
+    return {name: value for name, value in text.items() if value is not None} | chunking
 
 
 def _do_units(

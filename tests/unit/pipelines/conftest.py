@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from omai_ray.catalog import ModelSpec
+from omai_ray.text.windows import Window, cut
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.job import EmbedJob
 from pipelines.plan import Unit
@@ -29,12 +31,26 @@ BEGIN, END, POISON, NAN = 1, 2, 3, 4
 class WordTokenizer:
     """One id a word, a begin and an end around them."""
 
+    tokens_around = 2
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return ids by word."""
         special = {"poison": POISON, "nan": NAN}
         return [
             [BEGIN, *(special.get(word) or 10 + sum(word.encode()) for word in text.split()), END]
             for text in texts
+        ]
+
+    def windows(self, texts: Sequence[str], size: int, overlap: int) -> list[list[Window]]:
+        """Cut between words."""
+        return [self._cut(text, size, overlap) for text in texts]
+
+    def _cut(self, text: str, size: int, overlap: int) -> list[Window]:
+        spans = [found.span() for found in re.finditer(r"\S+", text)]
+        (ids,) = self.encode([text])
+        return [
+            Window([BEGIN, *ids[first + 1 : end + 1], END], spans[first][0], spans[end - 1][1])
+            for first, end in cut(len(spans), spans.__getitem__, size - 2, overlap)
         ]
 
     def shorten(self, ids: list[int]) -> list[int]:
@@ -49,6 +65,7 @@ class FakeEngine:
     dimension = DIMENSION
     int8_cosine = ""
     fingerprint = "f" * 64
+    unit_length = False
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.tokenizer = WordTokenizer()

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.bisection import bisect
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.report import Report
-from pipelines.rows import bisect
 from pipelines.unit import ahead
 
 Corpus = Callable[..., Path]
