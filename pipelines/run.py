@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from omai_ray.errors import ConfigError
 from pipelines.commit import commit_dead_letters
 from pipelines.engine import EngineFacts
 from pipelines.errors import RunFailed
@@ -77,6 +78,8 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
     began = time.time()
     progress.stage("reading footers")
     check_apart(job.source, job.output)
+    if job.cache is not None and job.cache.exists() and not job.cache.is_dir():
+        raise ConfigError(f"cache {job.cache} is not a directory")
     footers, rejected = read_footers(find_files(job.source))
     made = [field.name for field in made_fields(job.chunks, job.row_id)]
     check_columns(footers, job.text, job.columns, made)

@@ -16,7 +16,7 @@ import pytest
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.text.windows import Window, cut
-from pipelines.engine import EngineFacts, describe_engine
+from pipelines.engine import Engine, EngineFacts, describe_engine
 from pipelines.job import EmbedJob
 from pipelines.plan import Unit
 from pipelines.progress import Silent
@@ -94,7 +94,7 @@ class LocalExecutor:
 
     actors = 1
 
-    def __init__(self, engine: FakeEngine, stop_after: int | None = None) -> None:
+    def __init__(self, engine: Engine, stop_after: int | None = None) -> None:
         self.engine, self.stop_after = engine, stop_after
         self.done: list[str] = []
 
@@ -166,8 +166,12 @@ def run(engine: FakeEngine) -> Callable[..., Report]:
 
 @pytest.fixture
 def local_executor(engine: FakeEngine) -> Callable[..., LocalExecutor]:
-    """Return a function that makes an executor, to look at or to stop."""
-    return lambda stop_after=None: LocalExecutor(engine, stop_after)
+    """Return a function that makes an executor, to look at, to stop, or of another engine."""
+
+    def make(stop_after: int | None = None, engine: Engine = engine) -> LocalExecutor:
+        return LocalExecutor(engine, stop_after)
+
+    return make
 
 
 @pytest.fixture
