@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from omai_ray.text.windows import Window
 from pipelines.bisection import bisect
 from pipelines.chunk import Chunking, number_chunks, pool_mean
 from pipelines.dedup import OnceEmbedder
@@ -18,6 +19,9 @@ from pipelines.engine import Engine
 from pipelines.job import OnLong, VectorDtype
 from pipelines.read import DeadLetter, Slice
 from pipelines.text_source import TextSource
+
+# Of the texts that are tokenised at once: a token takes some hundred bytes until its id is read.
+GROUP_CHARACTERS = 1 << 20
 
 Tokens = TypeVar("Tokens")
 Dead = dict[int, tuple[str, str]]  # reason and detail, by index in the slice
@@ -34,7 +38,7 @@ class Prepared:
 
     slice: Slice
     rows: list[int]
-    ids: list[list[int]]
+    ids: list[Sequence[int]]
     spans: list[tuple[int, int]] | None
     dead: list[DeadLetter]
     truncated: int
@@ -69,23 +73,28 @@ def prepare(
     started = time.perf_counter()
     dead: Dead = {}
     texts = _good_texts(part, source, dead)
-    ids: dict[int, list[int]] = {}
-    windows: dict[int, list[Window]] = {}
     truncated = 0
+    spans = None
     if chunking is None:
-        ids = _tokenise(texts, engine.tokenize, dead)
-        truncated = _fit(ids, engine, on_long, dead)
+        whole = _tokenise(texts, engine.tokenize, dead)
+        truncated = _fit(whole, engine, on_long, dead)
+        rows, ids = list(whole), list[Sequence[int]](whole.values())
     else:
-        size, overlap = chunking.size(engine.context), chunking.overlap
-        windows = _tokenise(
-            texts, lambda batch: engine.tokenizer.windows(batch, size, overlap), dead
+        cut = partial(
+            engine.tokenizer.windows,
+            size=chunking.size(engine.context),
+            overlap=chunking.overlap,
         )
-    chunks = [(row, window) for row, cut in windows.items() for window in cut]
+        windows = _tokenise(texts, cut, dead)
+        chunks = list(chain.from_iterable(windows.values()))
+        rows = [row for row, of_row in windows.items() for _ in of_row]
+        ids = [chunk.ids for chunk in chunks]
+        spans = [(chunk.start, chunk.end) for chunk in chunks]
     return Prepared(
         slice=part,
-        rows=[*ids, *(row for row, _ in chunks)],
-        ids=[*ids.values(), *(window.ids for _, window in chunks)],
-        spans=None if chunking is None else [(window.start, window.end) for _, window in chunks],
+        rows=rows,
+        ids=ids,
+        spans=spans,
         dead=_letters(part, dead),
         truncated=truncated,
         tokenise_s=time.perf_counter() - started,
@@ -109,14 +118,28 @@ def _good_texts(part: Slice, source: TextSource, dead: Dead) -> dict[int, str]:
 def _tokenise(
     texts: dict[int, str], run: Callable[[Sequence[str]], list[Tokens]], dead: Dead
 ) -> dict[int, Tokens]:
-    rows = list(texts)
     tokens: dict[int, Tokens] = {}
-    for first, count, result in bisect(run, list(texts.values())):
-        if isinstance(result, Exception):
-            dead[rows[first]] = ("tokenise_failed", _explain(result))
-        else:
-            tokens.update(zip(rows[first : first + count], result, strict=True))
+    for rows in _groups(texts):
+        for first, count, result in bisect(run, [texts[row] for row in rows]):
+            if isinstance(result, Exception):
+                dead[rows[first]] = ("tokenise_failed", _explain(result))
+            else:
+                tokens.update(zip(rows[first : first + count], result, strict=True))
     return tokens
+
+
+def _groups(texts: dict[int, str]) -> Iterator[list[int]]:
+    """Yield rows whose texts together are not long, unless one alone is."""
+    group: list[int] = []
+    characters = 0
+    for row, text in texts.items():
+        if group and characters + len(text) > GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(row)
+        characters += len(text)
+    if group:
+        yield group
 
 
 def _fit(ids: dict[int, list[int]], engine: Engine, on_long: OnLong, dead: Dead) -> int:

@@ -6,6 +6,7 @@ Read from the sentence-transformers layout: the length limit, lower-casing, the 
 from __future__ import annotations
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -67,7 +68,7 @@ class EmbeddingTokenizer:
         return [text.lower() for text in texts] if self._lower else texts
 
     def _cut(self, text: str, encoding: Encoding, size: int, overlap: int) -> list[Window]:
-        ids: list[int] = encoding.ids
+        ids = array("i", encoding.ids)
         origin = _origin(self.prompt + text) if self._lower else None
         shift = len(self.prompt)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ Span = tuple[int, int]
 class Window:
     """A part of a text, as an encoder is run on it.
 
-    ids: the part's, with those that are put around every text. start, end: characters of the text
-    that the part is made of.
+    ids: the part's, with those that are put around every text; compact, as texts may be long.
+    start, end: characters of the text that the part is made of.
     """
 
-    ids: list[int]
+    ids: array[int]
     start: int
     end: int
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,7 +50,11 @@ class WordTokenizer:
         spans = [found.span() for found in re.finditer(r"\S+", text)]
         (ids,) = self.encode([text])
         return [
-            Window([BEGIN, *ids[first + 1 : end + 1], END], spans[first][0], spans[end - 1][1])
+            Window(
+                array("i", [BEGIN, *ids[first + 1 : end + 1], END]),
+                spans[first][0],
+                spans[end - 1][1],
+            )
             for first, end in cut(len(spans), spans.__getitem__, size - 2, overlap)
         ]
 
