@@ -66,11 +66,14 @@ def output_batches(
     flat = pa.array(np.ascontiguousarray(embedded.vectors).reshape(-1))
     columns[EMBEDDING_COLUMN] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
     batch, rows = embedded.slice.batch, embedded.rows
-    for first, end in _portions(batch, rows):
-        every = first == 0 and end == batch.num_rows and np.array_equal(rows, np.arange(end))
-        part = batch if every else batch.take(pa.array(rows[first:end]))
+    carried = batch.select([name for name in schema.names if name not in columns])
+    every = np.array_equal(rows, np.arange(batch.num_rows))
+    for first, end in _portions(carried, rows):
+        taken = pa.array(rows[first:end])
         arrays = [
-            columns[name].slice(first, end - first) if name in columns else part.column(name)
+            columns[name].slice(first, end - first)
+            if name in columns
+            else (carried.column(name) if every else carried.column(name).take(taken))
             for name in schema.names
         ]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -90,10 +93,17 @@ def _portions(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> Iterator[tu
         yield 0, len(rows)
         return
     first = size = 0
-    weights = {row: batch.slice(row, 1).nbytes for row in np.unique(rows).tolist()}
+    copied = batch.select([i for i, kind in enumerate(batch.schema.types) if not _is_shared(kind)])
+    weights = {row: copied.slice(row, 1).nbytes for row in np.unique(rows).tolist()}
     for end, row in enumerate(rows.tolist()):
         if end > first and size + weights[row] > PORTION_BYTES:
             yield first, end
             first, size = end, 0
         size += weights[row]
     yield first, len(rows)
+
+
+def _is_shared(kind: pa.DataType) -> bool:
+    """Say whether a value that is repeated is in memory once all the same."""
+    views = (pa.types.is_string_view, pa.types.is_binary_view)
+    return pa.types.is_dictionary(kind) or any(test(kind) for test in views)
