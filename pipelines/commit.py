@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omai_ray.storage import Location
-from pipelines.job import EMBEDDING_COLUMN, VectorDtype
+from pipelines.job import EMBEDDING_COLUMN
 from pipelines.read import DeadLetter
-from pipelines.rows import Embedded
 
 ROW_GROUP_ROWS = 8192
 ROW_GROUP_BYTES = 64 << 20
@@ -29,39 +26,6 @@ DEAD_LETTER_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-
-
-def output_schema(
-    schema: pa.Schema,
-    columns: Sequence[str] | None,
-    dimension: int,
-    dtype: VectorDtype,
-    provenance: dict[str, Any],
-) -> pa.Schema:
-    """Return the input's fields that are carried, `embedding`, and provenance as metadata.
-
-    The input's own metadata is left out: it describes a table without the new column.
-    """
-    names = schema.names if columns is None else columns
-    value_type = pa.float32() if dtype == "float32" else pa.float16()
-    embedding = pa.field(EMBEDDING_COLUMN, pa.list_(value_type, dimension), nullable=False)
-    metadata = {
-        f"omai.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        for key, value in provenance.items()
-    }
-    return pa.schema([*(schema.field(name) for name in names), embedding], metadata=metadata)
-
-
-def attach_vectors(embedded: Embedded, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a slice's kept rows with their vectors, the matrix used as it lies in memory."""
-    batch = embedded.slice.batch
-    if len(embedded.kept) != batch.num_rows:
-        batch = batch.take(pa.array(embedded.kept, pa.int64()))
-    kind = schema.field(EMBEDDING_COLUMN).type
-    flat = pa.array(np.ascontiguousarray(embedded.vectors).reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-    columns = [batch.column(field.name) for field in schema if field.name != EMBEDDING_COLUMN]
-    return pa.RecordBatch.from_arrays([*columns, vectors], schema=schema)
 
 
 class UnitWriter:

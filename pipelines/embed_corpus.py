@@ -20,7 +20,9 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.settings import Settings, load_settings
 from omai_ray.telemetry.metrics import model_label
+from pipelines.chunk import Chunking
 from pipelines.job import EmbedJob
+from pipelines.text_source import read_escapes
 
 if TYPE_CHECKING:
     from pipelines.progress import Progress
@@ -49,13 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a parquet file, directory of them or quoted glob; s3:// and gs:// too")  # fmt: skip
     add("output", metavar="OUT",
         help="directory to write, s3:// and gs:// too; mirrors the input's files")  # fmt: skip
-    add("--column", required=True, help="the text column")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--column", help="the text column")
+    text.add_argument("--template", metavar="TEXT",
+        help=r"several columns as one text, such as '{title}\n{body}'")  # fmt: skip
     add("--model", help="a name of the catalog, a hub id or a directory (default: the catalog's)")
     add("--config", type=Path, metavar="FILE", help="YAML settings, with the catalog")
-    add("--on-long", choices=["truncate", "error"], default="truncate",
-        help="texts above the model's context are cut to it, or dead-lettered")  # fmt: skip
+    add("--on-long", choices=["truncate", "error", "chunk"], default="truncate",
+        help="texts above the model's context are cut to it, dead-lettered, or cut into chunks, "
+        "a row each")  # fmt: skip
+    add("--chunk-tokens", type=int, metavar="N",
+        help="most tokens of a chunk (default: the model's context)")  # fmt: skip
+    add("--chunk-overlap", type=int, default=0, metavar="N",
+        help="tokens of a chunk that the next begins with (default: 0)")  # fmt: skip
+    add("--chunk-pool", choices=["mean"], help="write one row a text: the mean of its chunks")
     add("--dtype", choices=["float32", "float16"], default="float32", help="of the vectors")
     add("--columns", help="input columns to carry, with commas between (default: all)")
+    add("--row-id", action="store_true", help="add the columns source_file and source_row")
+    add("--cache", type=Path, metavar="DIR",
+        help="keep vectors on the nodes' disks, for identical texts of any run")  # fmt: skip
     add("--max-dead", type=float, default=0.01, metavar="FRACTION",
         help="fail above this share of dead-lettered rows (default: 0.01)")  # fmt: skip
     add("--actors", type=int, metavar="N", help="copies of the model (default: one a free CPU)")
@@ -169,10 +183,14 @@ def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> E
         source=args.source,
         output=args.output if "://" in args.output else Path(args.output),
         column=args.column,
+        template=None if args.template is None else read_escapes(args.template),
         model=model,
         metrics_model=model_label(model.name, settings.catalog.models),
         columns=columns,
         on_long=args.on_long,
+        chunking=Chunking(args.chunk_tokens, args.chunk_overlap, args.chunk_pool),
+        row_id=args.row_id,
+        cache=args.cache,
         dtype=args.dtype,
         max_dead=args.max_dead,
         actors=args.actors,

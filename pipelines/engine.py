@@ -7,14 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from omai_ray.catalog import ModelSpec
+from omai_ray.text.windows import Window
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 
-class Shortener(Protocol):
-    """Cuts ids to the model's context."""
+class Tokenizer(Protocol):
+    """Knows what a model's inputs are: `omai_ray.text.embedding_input.EmbeddingTokenizer`."""
+
+    @property
+    def tokens_around(self) -> int:
+        """How many tokens the prompt and the special ones are."""
+        ...
+
+    def windows(self, texts: Sequence[str], size: int, overlap: int) -> list[list[Window]]:
+        """Return each text's parts of at most `size` tokens, special ones counted."""
+        ...
 
     def shorten(self, ids: list[int]) -> list[int]:
         """Return at most `context` ids, the closing special token kept."""
@@ -28,8 +38,13 @@ class Engine(Protocol):
     dimension: int
 
     @property
-    def tokenizer(self) -> Shortener:
-        """The tokenizer, which knows how the model's inputs end."""
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which knows what is put around a text."""
+        ...
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the model's vectors are scaled to length 1."""
         ...
 
     @property
@@ -64,6 +79,8 @@ class EngineFacts:
     provenance: dict[str, Any]
     dimension: int
     int8_cosine: str
+    context: int
+    tokens_around: int
 
 
 def actor_threads(spec: ModelSpec) -> int:
@@ -85,4 +102,11 @@ def build_engine(spec: ModelSpec) -> Engine:
 
 def describe_engine(engine: Engine) -> EngineFacts:
     """Return the facts of a loaded engine."""
-    return EngineFacts(engine.fingerprint, engine.provenance, engine.dimension, engine.int8_cosine)
+    return EngineFacts(
+        fingerprint=engine.fingerprint,
+        provenance=engine.provenance,
+        dimension=engine.dimension,
+        int8_cosine=engine.int8_cosine,
+        context=engine.context,
+        tokens_around=engine.tokenizer.tokens_around,
+    )

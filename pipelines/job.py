@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
 from omai_ray.telemetry.metrics import OTHER
+from pipelines.chunk import Chunking
 from pipelines.engine import Engine, actor_threads, build_engine
+from pipelines.text_source import TextSource, column_source, template_source
 
-OnLong = Literal["truncate", "error"]
+OnLong = Literal["truncate", "error", "chunk"]
 VectorDtype = Literal["float32", "float16"]
 
 EMBEDDING_COLUMN = "embedding"
@@ -29,9 +32,13 @@ class EmbedJob:
     source: a parquet file, a directory searched for them, or a glob; local, s3:// or gs://.
     output: a directory, local, s3:// or gs://; it mirrors the input's files and holds the run's
     own records.
-    column: the text column. columns: those carried to the output; None carries all.
+    column: the text column; or template: several columns' values joined, see template_source.
+    columns: those carried to the output; None carries all.
     model: the embedding model, already looked up.
-    on_long: a text above the model's context is cut to it, or dead-lettered.
+    on_long: a text above the model's context is cut to it, dead-lettered, or cut into chunks.
+    chunking: how long the chunks are, and what is written of them.
+    row_id: add columns that say which file and row an output row is of.
+    cache: a directory, on each node's own disk, of vectors for this and other runs.
     dtype: of the vectors that are written; they are computed in the model's own.
     max_dead: largest fraction of rows (or of files) that may be dead-lettered, 0 to 1.
     unit_rows: most rows of one unit of work; None is chosen from the corpus and then kept.
@@ -44,10 +51,14 @@ class EmbedJob:
 
     source: str
     output: str | os.PathLike[str]
-    column: str
+    column: str | None = None
+    template: str | None = None
     model: ModelSpec
     columns: tuple[str, ...] | None = None
     on_long: OnLong = "truncate"
+    chunking: Chunking = field(default_factory=Chunking)
+    row_id: bool = False
+    cache: Path | None = None
     dtype: VectorDtype = "float32"
     max_dead: float = 0.01
     unit_rows: int | None = None
@@ -69,6 +80,26 @@ class EmbedJob:
             raise ConfigError(f"unit-rows is {self.unit_rows}; at least 1 is needed")
         Location.parse(self.source)
         Location.parse(self.output)
+        if (self.column is None) == (self.template is None):
+            raise ConfigError("give the text by column or by template, one of the two")
+        if self.template is not None:
+            template_source(self.template)
+        if self.on_long != "chunk" and self.chunking != Chunking():
+            raise ConfigError(
+                f"chunk options are given, and on-long is '{self.on_long}', not 'chunk'"
+            )
+
+    @property
+    def text(self) -> TextSource:
+        """What makes a row's text."""
+        if self.template is not None:
+            return template_source(self.template)
+        return column_source(str(self.column))
+
+    @property
+    def chunks(self) -> Chunking | None:
+        """How texts are cut into chunks; None where they are not."""
+        return self.chunking if self.on_long == "chunk" else None
 
 
 def describe_output(job: EmbedJob) -> dict[str, Any]:
@@ -80,10 +111,13 @@ def describe_output(job: EmbedJob) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "source": str(Location.parse(job.source)),
         "column": job.column,
+        "template": job.template,
         "columns": None if job.columns is None else list(job.columns),
         "model": job.model.name,
         "threads": actor_threads(job.model),
         "on_long": job.on_long,
+        "chunking": None if job.chunks is None else asdict(job.chunks),
+        "row_id": job.row_id,
         "dtype": job.dtype,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,6 +16,7 @@ from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
 from pipelines.job import EMBEDDING_COLUMN, digest
 from pipelines.source import InputFile
+from pipelines.text_source import TextSource, is_scalar, is_text
 
 FOOTER_THREADS = 8
 OBJECT_FOOTER_THREADS = 32  # they wait for answers, not for a disk
@@ -103,39 +104,45 @@ def _read_footer(file: InputFile, schemas: dict[bytes, pa.Schema]) -> Footer | R
             source.close()
 
 
-def check_columns(footers: Sequence[Footer], column: str, columns: Sequence[str] | None) -> None:
-    """Raise ConfigError, naming the file and its columns, where one is missing or of no use."""
+def check_columns(
+    footers: Sequence[Footer],
+    text: TextSource,
+    columns: Sequence[str] | None,
+    made: Sequence[str] = (),
+) -> None:
+    """Raise ConfigError, naming the file and its columns, where one is missing or of no use.
+
+    made: names of columns that are written beside those of the input and the vectors.
+    """
     for footer in footers:
         names = footer.schema.names
-        for wanted in dict.fromkeys([column, *(columns or [])]):
+        for wanted in dict.fromkeys([*text.columns, *(columns or [])]):
             if wanted not in names:
                 raise ConfigError(
                     f"{footer.file.path}: no column '{wanted}' (there are: {', '.join(names)})"
                 )
-        if names.count(column) > 1:
-            raise ConfigError(f"{footer.file.path}: has the column '{column}' more than once")
-        kind = footer.schema.field(column).type
-        if not _is_text(kind):
+        for column in text.columns:
+            _check_text(footer, column, is_scalar if text.joined else is_text)
+        carried = names if columns is None else columns
+        taken = next((name for name in (*made, EMBEDDING_COLUMN) if name in carried), None)
+        if taken is not None:
             raise ConfigError(
-                f"{footer.file.path}: column '{column}' is {kind}, not text; "
-                f"text columns: {', '.join(_text_columns(footer.schema)) or 'none'}"
-            )
-        if EMBEDDING_COLUMN in (names if columns is None else columns):
-            raise ConfigError(
-                f"{footer.file.path}: has a column '{EMBEDDING_COLUMN}' already, the name of the "
+                f"{footer.file.path}: has a column '{taken}' already, the name of the "
                 "one to be written; name the columns to carry with --columns"
             )
 
 
-def _text_columns(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if _is_text(field.type)]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in text)
+def _check_text(footer: Footer, column: str, usable: Callable[[pa.DataType], bool]) -> None:
+    if footer.schema.names.count(column) > 1:
+        raise ConfigError(f"{footer.file.path}: has the column '{column}' more than once")
+    kind = footer.schema.field(column).type
+    if not usable(kind):
+        what = "text" if usable is is_text else "of single values"
+        others = ", ".join(field.name for field in footer.schema if usable(field.type)) or "none"
+        raise ConfigError(
+            f"{footer.file.path}: column '{column}' is {kind}, not {what}; "
+            f"{'text' if usable is is_text else 'such'} columns: {others}"
+        )
 
 
 def choose_unit_rows(total_rows: int) -> int:

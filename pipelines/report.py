@@ -17,7 +17,9 @@ class Report:
     """A job's outcome.
 
     Rows, tokens and durations without `total` are of this run; totals are of the whole output,
-    earlier runs' units included. read_s to write_s are summed over actors. run_s is from the
+    earlier runs' units included. Rows are the input's; output_rows are more where texts are cut
+    into chunks. rows_deduplicated: texts, or chunks, that took the vector of an identical one;
+    their tokens count. read_s to write_s are summed over actors. run_s is from the
     first unit's start to the last one's end; startup_s is what came before.
     """
 
@@ -35,9 +37,12 @@ class Report:
     rows_written: int = 0
     rows_dead: int = 0
     rows_truncated: int = 0
+    rows_deduplicated: int = 0
+    output_rows: int = 0
     tokens: int = 0
     total_rows: int = 0
     total_rows_written: int = 0
+    total_output_rows: int = 0
     total_rows_dead: int = 0
     dead_reasons: dict[str, int] = field(default_factory=dict)
     actors: int = 0
@@ -76,6 +81,8 @@ class Report:
         self.rows_written += result.written
         self.rows_dead += result.dead
         self.rows_truncated += result.truncated
+        self.rows_deduplicated += result.deduplicated
+        self.output_rows += result.output_rows
         self.tokens += result.tokens
         self.read_s += result.read_s
         self.tokenise_s += result.tokenise_s
@@ -88,6 +95,7 @@ class Report:
         for entry in entries:
             self.total_rows += entry.rows
             self.total_rows_written += entry.written
+            self.total_output_rows += entry.output_rows
             self.total_rows_dead += entry.dead
             self.files_dead += entry.dead_files
             reasons.update(entry.reasons)
@@ -118,7 +126,7 @@ class Report:
             ("output", self.output),
             ("model", f"{self.model} ({self.fingerprint[:12]}){self._int8()}"),
             ("rows read", f"{self.rows_read:,}"),
-            ("written", f"{self.rows_written:,} ({self.rows_truncated:,} cut to the context)"),
+            ("written", f"{self.rows_written:,}{self._written()}"),
             ("dead-lettered", f"{self.rows_dead:,}{self._reasons()}"),
             ("tokens", f"{self.tokens:,}"),
             ("speed", f"{self.rows_per_s:,.1f} rows/s, {self.tokens_per_s:,.0f} tokens/s"),
@@ -134,6 +142,11 @@ class Report:
 
     def _int8(self) -> str:
         return f", in int8: cosine to float32 {self.int8_cosine}" if self.int8_cosine else ""
+
+    def _written(self) -> str:
+        chunks = f" in {self.output_rows:,} chunks" if self.output_rows > self.rows_written else ""
+        known = f", {self.rows_deduplicated:,} identical" if self.rows_deduplicated else ""
+        return f"{chunks} ({self.rows_truncated:,} cut to the context{known})"
 
     def _reasons(self) -> str:
         if not self.dead_reasons:

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
 from pipelines.commit import commit_dead_letters
 from pipelines.engine import EngineFacts
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob, describe_output, digest
+from pipelines.output_rows import made_fields
 from pipelines.plan import (
     Footer,
     RejectedFile,
@@ -79,8 +81,11 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
     began = time.time()
     progress.stage("reading footers")
     check_apart(job.source, job.output)
+    if job.cache is not None and job.cache.exists() and not job.cache.is_dir():
+        raise ConfigError(f"cache {job.cache} is not a directory")
     footers, rejected = read_footers(find_files(job.source))
-    check_columns(footers, job.column, job.columns)
+    made = [field.name for field in made_fields(job.chunks, job.row_id)]
+    check_columns(footers, job.text, job.columns, made)
     with lease(job.output) as held:
         record = RunRecord(job.output)
         if not job.overwrite:
@@ -88,6 +93,8 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
         progress.stage("starting Ray and loading the model")
         with start(job) as executor:
             facts = executor.describe()
+            if job.chunks is not None:
+                job.chunks.check_model(facts.context, facts.tokens_around)
             settings = describe_output(job) | {"embedding_fingerprint": facts.fingerprint}
             if job.overwrite:
                 record.clear()
@@ -183,18 +190,27 @@ def _unit_settings(
         output=output,
         scratch=scratch if output.is_local else None,
         claim=held.claim,
-        column=job.column,
+        text=job.text,
         columns=job.columns,
         on_long=job.on_long,
+        chunking=job.chunks,
+        row_id=job.row_id,
+        cache=None if job.cache is None else job.cache.absolute() / facts.fingerprint,
         dtype=job.dtype,
         provenance={
             "model": job.model.name,
             "embedding_fingerprint": facts.fingerprint,
             "embedding_provenance": facts.provenance,
-            "text_column": job.column,
+            **_described_text(job),
             "on_long": job.on_long,
         },
     )
+
+
+def _described_text(job: EmbedJob) -> dict[str, Any]:
+    text = {"text_column": job.column, "text_template": job.template}
+    chunking = {} if job.chunks is None else {"chunking": asdict(job.chunks)}
+    return {name: value for name, value in text.items() if value is not None} | chunking
 
 
 def _do_units(

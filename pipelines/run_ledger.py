@@ -25,6 +25,7 @@ class Entry:
     """A ledger line: what stands in the output under a name.
 
     removed: nothing does any more. dead_files: 1 where a whole input file was dead-lettered.
+    output_rows: of the data file, which where texts are cut has one for each chunk.
     bytes: size of the data file; None where there is none.
     """
 
@@ -32,6 +33,7 @@ class Entry:
     key: str
     rows: int = 0
     written: int = 0
+    output_rows: int = 0
     dead: int = 0
     truncated: int = 0
     tokens: int = 0

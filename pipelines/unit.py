@@ -6,20 +6,25 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from omai_ray.storage import Location
-from pipelines.commit import UnitWriter, attach_vectors, output_schema
+from pipelines.chunk import Chunking
+from pipelines.commit import UnitWriter
+from pipelines.dedup import OnceEmbedder
 from pipelines.engine import Engine
 from pipelines.errors import RunFailed
 from pipelines.job import OnLong, VectorDtype
+from pipelines.output_rows import made_fields, output_batches, output_schema
 from pipelines.plan import Unit
 from pipelines.read import DeadLetter, Slice, UnitReader
-from pipelines.rows import Prepared, embed, prepare
+from pipelines.rows import Embedded, Prepared, embed, prepare
+from pipelines.text_source import TextSource
+from pipelines.vector_cache import VectorCache
 
 SLICES_AHEAD = 2
 
@@ -29,32 +34,44 @@ Report = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """What every unit of a job shares. provenance goes to the data files' footers.
+    """What every unit of a job shares.
 
     scratch: where files are made; None is a directory of the worker's own, for an object store.
     claim: an object that is there for as long as this run may write; None is a lock's to keep.
+    chunking: how texts are cut into chunks; None where they are not. cache: a file for the model's
+    vectors. provenance goes to the data files' footers.
     """
 
     output: Location
     scratch: Path | None
     claim: Location | None
-    column: str
+    text: TextSource
     columns: tuple[str, ...] | None
     on_long: OnLong
+    chunking: Chunking | None
+    row_id: bool
+    cache: Path | None
     dtype: VectorDtype
     provenance: dict[str, Any]
 
 
 @dataclass
 class UnitResult:
-    """What became of a unit; durations in seconds, started and ended as time.time()."""
+    """What became of a unit; durations in seconds, started and ended as time.time().
+
+    rows, written, dead: of the input. output_rows: of the data file, one for each chunk where
+    texts are cut. tokens: of all that was written. deduplicated: texts, or chunks, that were not
+    computed, as their vectors were known.
+    """
 
     output: str
     key: str
     rows: int = 0
     written: int = 0
+    output_rows: int = 0
     dead: int = 0
     truncated: int = 0
+    deduplicated: int = 0
     tokens: int = 0
     bytes: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -86,19 +103,28 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
     with UnitReader(unit, columns) as reader, _scratch(settings) as scratch:
         rows = f"{unit.first_row}:{unit.first_row + unit.rows}"
         provenance = {**settings.provenance, "source_file": unit.file.name, "source_rows": rows}
+        made = made_fields(settings.chunking, settings.row_id)
         schema = output_schema(
-            reader.schema, settings.columns, engine.dimension, settings.dtype, provenance
+            reader.schema, settings.columns, made, engine.dimension, settings.dtype, provenance
         )
         writer = UnitWriter(settings.output, unit.output, scratch, schema)
+
+        def write(embedded: Embedded) -> None:
+            for batch in output_batches(embedded, schema, made, unit.file.name):
+                writer.write(batch)
+
         try:
-            dead = _embed_slices(reader, writer, settings, engine, result, report)
-            _check_balance(unit, writer.rows, dead)
+            with _open_cache(settings) as cache:
+                once = OnceEmbedder(engine, cache)
+                dead = _embed_slices(reader, write, settings, once, result, report)
+            _check_balance(unit, result, writer.rows, dead)
             _check_claim(settings)
             with _Stopwatch(result, "write_s"):
                 result.bytes = writer.commit(unit.file.name, dead)
         finally:
             writer.abort()
-    result.written, result.dead = writer.rows, sum(letter.rows or 0 for letter in dead)
+    result.deduplicated = once.reused
+    result.dead = sum(letter.rows or 0 for letter in dead)
     result.reasons = _count_reasons(dead)
     result.ended = time.time()
     return result
@@ -122,32 +148,38 @@ def _check_claim(settings: UnitSettings) -> None:
 def _columns_to_read(settings: UnitSettings) -> list[str] | None:
     if settings.columns is None:
         return None
-    return list(dict.fromkeys([*settings.columns, settings.column]))
+    return list(dict.fromkeys([*settings.columns, *settings.text.columns]))
+
+
+def _open_cache(settings: UnitSettings) -> AbstractContextManager[VectorCache | None]:
+    return nullcontext() if settings.cache is None else VectorCache(settings.cache)
 
 
 def _embed_slices(
     reader: UnitReader,
-    writer: UnitWriter,
+    write: Callable[[Embedded], None],
     settings: UnitSettings,
-    engine: Engine,
+    once: OnceEmbedder,
     result: UnitResult,
     report: Report,
 ) -> list[DeadLetter]:
     """Embed and write every slice, adding to result; return the dead letters in row order."""
     tally = _Tally()
     dead: list[DeadLetter] = []
-    prepared = _prepare_slices(reader, settings, engine, tally)
+    prepared = _prepare_slices(reader, settings, once.engine, tally)
     for part in ahead(prepared, SLICES_AHEAD):
-        embedded = embed(part, engine, settings.dtype)
+        embedded = embed(part, once, settings.dtype, settings.chunking)
         dead += [*part.dead, *embedded.dead]
         with _Stopwatch(result, "write_s"):
-            writer.write(attach_vectors(embedded, writer.schema))
+            write(embedded)
+        result.written += embedded.input_rows
+        result.output_rows += len(embedded.rows)
         result.truncated += part.truncated
         result.tokens += embedded.tokens
         result.tokenise_s += part.tokenise_s
         result.forward_s += embedded.forward_s
         lost = sum(letter.rows or 0 for letter in dead)
-        report(writer.rows + lost, result.tokens, lost)
+        report(result.written + lost, result.tokens, lost)
     result.read_s = tally.read_s
     return sorted([*dead, *tally.dead], key=lambda letter: letter.row or 0)
 
@@ -163,17 +195,18 @@ def _prepare_slices(
         if part is None:
             return
         if isinstance(part, Slice):
-            yield prepare(part, settings.column, engine, settings.on_long)
+            yield prepare(part, settings.text, engine, settings.on_long, settings.chunking)
         else:
             tally.dead.append(part)
 
 
-def _check_balance(unit: Unit, written: int, dead: list[DeadLetter]) -> None:
-    lost = sum(letter.rows or 0 for letter in dead)
-    if written + lost != unit.rows:
+def _check_balance(unit: Unit, result: UnitResult, in_file: int, dead: list[DeadLetter]) -> None:
+    written, lost = result.written, sum(letter.rows or 0 for letter in dead)
+    if written + lost != unit.rows or in_file != result.output_rows:
         raise RunFailed(
             f"{unit.output}: {unit.rows} rows were read, {written} written and {lost} "
-            "dead-lettered; this is a defect, and the unit was not committed"
+            f"dead-lettered, with {in_file} of {result.output_rows} rows in the file; "
+            "this is a defect, and the unit was not committed"
         )
 
 

@@ -6,12 +6,19 @@ Read from the sentence-transformers layout: the length limit, lower-casing, the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+
 from omai_ray.errors import CheckpointError, ConfigError, ContextTooLong
 from omai_ray.text.tokenizer import TextTokenizer, longest_context, read_json
+from omai_ray.text.windows import Span, Window, cut
 
 
 class EmbeddingTokenizer:
@@ -34,34 +41,86 @@ class EmbeddingTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's ids, never shortened."""
+        return self.text.encode_batch(self._prompted(texts), special_tokens=True)
+
+    def windows(self, texts: Sequence[str], size: int, overlap: int) -> list[list[Window]]:
+        """Return each text's parts of at most `size` tokens, cut as `cut` says.
+
+        size: counts what is put around each part, which is what is put around the whole text: see
+        `tokens_around`. overlap: counts the text's own tokens. A text that fits is one window,
+        with the ids that `encode` gives.
+        """
+        encodings = self.text.backend.encode_batch(self._prompted(texts))
+        return [
+            self._cut(text, encoding, size, overlap)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    @cached_property
+    def tokens_around(self) -> int:
+        """How many tokens the prompt and the special ones are."""
+        (ids,) = self.encode([""])
+        return len(ids)
+
+    def _prompted(self, texts: Sequence[str]) -> Sequence[str]:
         if self.prompt:
             texts = [self.prompt + text for text in texts]
-        if self._lower:
-            texts = [text.lower() for text in texts]
-        return self.text.encode_batch(texts, special_tokens=True)
+        return [text.lower() for text in texts] if self._lower else texts
+
+    def _cut(self, text: str, encoding: Encoding, size: int, overlap: int) -> list[Window]:
+        ids = array("i", encoding.ids)
+        origin = _origin(self.prompt + text) if self._lower else None
+        shift = len(self.prompt)
+
+        def span(token: int) -> Span:
+            start, end = encoding.token_to_chars(token) or (0, 0)
+            if origin is not None:
+                start, end = origin(start), origin(end - 1) + 1 if end else 0
+            return max(0, start - shift), max(0, end - shift)
+
+        first, end = self._opening, len(ids) - len(self._closing)
+        while shift and first < end and span(first)[1] == 0:
+            first += 1
+        if first >= end:
+            return [Window(ids, 0, 0)]
+        around = first + len(ids) - end
+        parts = cut(end - first, lambda token: span(first + token), max(1, size - around), overlap)
+        return [
+            Window(
+                ids[:first] + ids[first + low : first + high] + ids[end:],
+                span(first + low)[0],
+                span(first + high - 1)[1],
+            )
+            for low, high in parts
+        ]
 
     def shorten(self, ids: list[int]) -> list[int]:
         """Return ids cut to the context, the final special token (such as [SEP]) kept."""
         if len(ids) <= self.context:
             return ids
-        tail = self._closing_tokens()
-        return ids[: self.context - len(tail)] + tail
+        return ids[: self.context - len(self._closing)] + self._closing
 
     def prompt_ids(self) -> list[int]:
         """Return the ids at the start of every text that its prompt accounts for."""
         if not self.prompt:
             return []
         (ids,) = self.encode([""])
-        return ids[: len(ids) - len(self._closing_tokens())]
+        return ids[: len(ids) - len(self._closing)]
 
-    def _closing_tokens(self) -> list[int]:
-        """Return the ids that the checkpoint appends to every text."""
+    @cached_property
+    def _closing(self) -> list[int]:
+        """The ids that the checkpoint appends to every text."""
         empty = self.text.encode("", special_tokens=True)
         probe = self.text.encode("a", special_tokens=True)
         shared = 0
         while shared < min(len(empty), len(probe)) and empty[shared] == probe[shared]:
             shared += 1
         return empty[shared:]
+
+    @cached_property
+    def _opening(self) -> int:
+        """How many ids the checkpoint puts before every text."""
+        return len(self.text.encode("", special_tokens=True)) - len(self._closing)
 
 
 class PairTokenizer:
@@ -139,6 +198,12 @@ class PairTokenizer:
             if ids[start : start + width] == self._separator:
                 return start + width
         return 0
+
+
+def _origin(text: str) -> Callable[[int], int]:
+    """Return what gives the place in a text of a place in its lower case, which can be longer."""
+    ends = list(accumulate(len(character.lower()) for character in text))
+    return lambda place: bisect_right(ends, place)
 
 
 def encoder_directory(directory: Path) -> Path:

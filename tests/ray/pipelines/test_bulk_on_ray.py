@@ -83,7 +83,7 @@ def broken_engine(spec: ModelSpec, fail: Callable[[], Any]) -> Any:
         int8_cosine="",
         fingerprint="f" * 64,
         provenance={},
-        tokenizer=None,
+        tokenizer=SimpleNamespace(tokens_around=2),
         tokenize=lambda texts: [[1, 2] for _ in texts],
         embed_ids=lambda _: fail(),
     )

@@ -252,7 +252,10 @@ def test_a_bare_encoder_needs_a_stated_pooling(tmp_path: Path) -> None:
     (bare / "modules.json").unlink()
     vectors = embed(EmbeddingEngine(spec(bare, pooling="cls")), MIXED)
     np.testing.assert_allclose(expected, vectors, atol=1e-5)
-    longer = embed(EmbeddingEngine(spec(bare, pooling="cls", normalize=False)), MIXED)
+    longer_engine = EmbeddingEngine(spec(bare, pooling="cls", normalize=False))
+    longer = embed(longer_engine, MIXED)
+    assert EmbeddingEngine(spec(layout)).unit_length
+    assert not longer_engine.unit_length
     assert np.linalg.norm(longer, axis=1).min() > 1.01
     with pytest.raises(CheckpointError, match="its pooling is unknown; give `pooling`"):
         EmbeddingEngine(spec(bare))

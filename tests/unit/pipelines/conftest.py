@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from array import array
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from omai_ray.catalog import ModelSpec
-from pipelines.engine import EngineFacts, describe_engine
+from omai_ray.text.windows import Window, cut
+from pipelines.engine import Engine, EngineFacts, describe_engine
 from pipelines.job import EmbedJob
 from pipelines.plan import Unit
 from pipelines.progress import Silent
@@ -29,12 +32,30 @@ BEGIN, END, POISON, NAN = 1, 2, 3, 4
 class WordTokenizer:
     """One id a word, a begin and an end around them."""
 
+    tokens_around = 2
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return ids by word."""
         special = {"poison": POISON, "nan": NAN}
         return [
             [BEGIN, *(special.get(word) or 10 + sum(word.encode()) for word in text.split()), END]
             for text in texts
+        ]
+
+    def windows(self, texts: Sequence[str], size: int, overlap: int) -> list[list[Window]]:
+        """Cut between words."""
+        return [self._cut(text, size, overlap) for text in texts]
+
+    def _cut(self, text: str, size: int, overlap: int) -> list[Window]:
+        spans = [found.span() for found in re.finditer(r"\S+", text)]
+        (ids,) = self.encode([text])
+        return [
+            Window(
+                array("i", [BEGIN, *ids[first + 1 : end + 1], END]),
+                spans[first][0],
+                spans[end - 1][1],
+            )
+            for first, end in cut(len(spans), spans.__getitem__, size - 2, overlap)
         ]
 
     def shorten(self, ids: list[int]) -> list[int]:
@@ -49,6 +70,7 @@ class FakeEngine:
     dimension = DIMENSION
     int8_cosine = ""
     fingerprint = "f" * 64
+    unit_length = False
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.tokenizer = WordTokenizer()
@@ -77,7 +99,7 @@ class LocalExecutor:
 
     actors = 1
 
-    def __init__(self, engine: FakeEngine, stop_after: int | None = None) -> None:
+    def __init__(self, engine: Engine, stop_after: int | None = None) -> None:
         self.engine, self.stop_after = engine, stop_after
         self.done: list[str] = []
 
@@ -149,8 +171,12 @@ def run(engine: FakeEngine) -> Callable[..., Report]:
 
 @pytest.fixture
 def local_executor(engine: FakeEngine) -> Callable[..., LocalExecutor]:
-    """Return a function that makes an executor, to look at or to stop."""
-    return lambda stop_after=None: LocalExecutor(engine, stop_after)
+    """Return a function that makes an executor, to look at, to stop, or of another engine."""
+
+    def make(stop_after: int | None = None, engine: Engine = engine) -> LocalExecutor:
+        return LocalExecutor(engine, stop_after)
+
+    return make
 
 
 @pytest.fixture

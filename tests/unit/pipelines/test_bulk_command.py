@@ -15,6 +15,7 @@ import pipelines.embed_corpus as command
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, ModelNotFound
 from omai_ray.settings import Settings
+from pipelines.chunk import Chunking
 from pipelines.embed_corpus import add_arguments, choose_model
 from pipelines.job import EmbedJob
 from pipelines.progress import Lines, ShowProgress, Snapshot
@@ -153,6 +154,70 @@ def test_arguments_reach_the_job(
             metrics_model="text-embedding-ada-002",
         )
     ]
+
+
+def test_template_and_chunk_arguments_reach_the_job(
+    settings: Settings, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template's backslash escapes are read."""
+    jobs: list[EmbedJob] = []
+
+    def embed_corpus(job: EmbedJob, _: object) -> Report:
+        jobs.append(job)
+        return report
+
+    monkeypatch.setattr(command, "embed_corpus", embed_corpus)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = "--on-long chunk --chunk-tokens 99 --chunk-overlap 9 --chunk-pool mean --row-id"
+    args = ["in", "out", "--template", r"{a}\n{b}", *options.split(), "--cache", "dir"]
+    assert command.run(parser.parse_args(args), settings) == 0
+    assert jobs == [
+        EmbedJob(
+            source="in",
+            output=Path("out"),
+            template="{a}\n{b}",
+            model=settings.models[1],
+            on_long="chunk",
+            chunking=Chunking(tokens=99, overlap=9, pool="mean"),
+            row_id=True,
+            cache=Path("dir"),
+            metrics_model="text-embedding-ada-002",
+        )
+    ]
+
+
+@pytest.mark.parametrize("words", [["--column", "a", "--template", "{b}"], []])
+def test_both_or_neither_of_column_and_template_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of the options."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["in", "out", *words])
+    message = capsys.readouterr().err
+    assert "--column" in message
+    assert "--template" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--on-long chunk --chunk-tokens 8 --chunk-overlap 8",
+            "chunk-overlap is 8; it must be below",
+        ),
+        ("--chunk-tokens 8", "on-long is 'truncate', not 'chunk'"),
+        ("--chunk-pool mean", "on-long is 'truncate', not 'chunk'"),
+    ],
+)
+def test_chunk_options_that_make_no_sense_are_refused_with_status_1(
+    settings: Settings, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    """Before anything is read."""
+    assert command.run(parse(*words.split()), settings) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_help_loads_neither_ray_nor_torch_nor_pyarrow() -> None:

@@ -18,6 +18,7 @@ from pipelines.plan import (
     split_rows,
 )
 from pipelines.source import check_apart, find_files
+from pipelines.text_source import column_source
 
 Corpus = Callable[..., Path]
 
@@ -115,7 +116,7 @@ def test_a_column_that_cannot_be_used_is_named_with_its_file_and_the_others(
     """Before any work starts."""
     footers, _ = read_footers(find_files(str(write_corpus({"a.parquet": ["x"]}))))
     with pytest.raises(ConfigError, match=message):
-        check_columns(footers, column, columns)
+        check_columns(footers, column_source(column), columns)
 
 
 def test_a_column_called_embedding_is_not_written_over(tmp_path: Path) -> None:
@@ -123,8 +124,8 @@ def test_a_column_called_embedding_is_not_written_over(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"], "embedding": [1.0]}), tmp_path / "a.parquet")
     footers, _ = read_footers(find_files(str(tmp_path)))
     with pytest.raises(ConfigError, match="--columns"):
-        check_columns(footers, "text", None)
-    check_columns(footers, "text", ["text"])
+        check_columns(footers, column_source("text"), None)
+    check_columns(footers, column_source("text"), ["text"])
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
@@ -133,8 +134,8 @@ def test_every_arrow_text_type_is_text(tmp_path: Path, kind: pa.DataType) -> Non
     table = pa.table({"a": pa.array(["x"], kind), "b": pa.array(["x"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "a.parquet")
     footers, _ = read_footers(find_files(str(tmp_path)))
-    check_columns(footers, "a", None)
-    check_columns(footers, "b", None)
+    check_columns(footers, column_source("a"), None)
+    check_columns(footers, column_source("b"), None)
 
 
 @pytest.mark.parametrize("source", ["missing", "missing/*.parquet", "empty"])

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.bisection import bisect
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.report import Report
-from pipelines.rows import bisect
 from pipelines.unit import ahead
+from tests.unit.pipelines.conftest import FakeEngine
 
 Corpus = Callable[..., Path]
 Job = Callable[..., EmbedJob]
@@ -71,6 +72,29 @@ def test_text_that_is_not_utf8_is_dead_lettered(
     run(job)
     assert dead_letters(Path(job.output)) == [("a.parquet", 1, 1, "invalid_utf8")]
     assert pq.read_table(Path(job.output) / "a.parquet")["text"].to_pylist() == ["ab", "cd"]
+
+
+def test_texts_are_tokenised_in_groups_that_are_not_long(
+    write_corpus: Corpus,
+    make_job: Job,
+    run: Run,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many rows a slice has; a text that alone is longer goes alone."""
+    monkeypatch.setattr("pipelines.rows.GROUP_CHARACTERS", 10)
+    groups: list[list[str]] = []
+    tokenize = engine.tokenize
+
+    def noted(texts: Sequence[str]) -> list[list[int]]:
+        groups.append(list(texts))
+        return tokenize(texts)
+
+    monkeypatch.setattr(engine, "tokenize", noted)
+    write_corpus({"a.parquet": ["aaaa", "bbbb", "cccc", "d" * 30, "e", None, "f"]})
+    report = run(make_job())
+    assert groups == [["aaaa", "bbbb"], ["cccc"], ["d" * 30], ["e", "f"]]
+    assert report.rows_written == 6
 
 
 def test_a_long_text_is_cut_to_the_context_and_counted(
