@@ -18,12 +18,13 @@ STATE = tuple(f"omai_ray.{part}" for part in ("identity", "quota", "ledger", "st
 ALLOWED = {
     "omai_ray.errors": (),
     "omai_ray.tasks": (),
+    "omai_ray.priority": (),
     "omai_ray.catalog": ("omai_ray.errors",),
     "omai_ray.secret_literals": (),
     "omai_ray.storage": ("omai_ray.errors",),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
-    "omai_ray.autoscaling": ("omai_ray.autoscaling",),
+    "omai_ray.autoscaling": ("omai_ray.autoscaling", "omai_ray.priority"),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (
         "omai_ray.engines",
@@ -31,12 +32,14 @@ ALLOWED = {
         "omai_ray.catalog",
         "omai_ray.errors",
         "omai_ray.tasks",
+        "omai_ray.priority",
     ),
     "clients": ("clients", "omai"),
 }
 FORBIDDEN = {
     "omai_ray.errors": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.tasks": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
+    "omai_ray.priority": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.catalog": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.storage": (*HEAVY, "fastapi", "sqlalchemy"),

@@ -36,6 +36,7 @@ from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequ
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
+from omai_ray.priority import PRIORITIES, Priority
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _SWITCH_S = 0.0005
@@ -52,6 +53,8 @@ class Runner(Protocol):
     vocab_size: int
     stop_token_ids: frozenset[int]
     step_tokens: int  # the most that a step computes, unless more sequences run
+    # Called between the layers of a step, by runners that can; what it raises ends the step.
+    between_layers: Callable[[], None] | None
 
     @property
     def places(self) -> Places:
@@ -66,6 +69,10 @@ class Runner(Protocol):
         Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
         sequence, in order. The next call may overwrite them.
         """
+
+
+class _GaveWay(Exception):
+    """A batch's step was left undone, because somebody online has come."""
 
 
 class BatchingEngine:
@@ -84,11 +91,14 @@ class BatchingEngine:
         # What callers ask for, taken up by the thread between steps; the lock guards both.
         self._submitted: list[_Task] = []
         self._cancelled: list[_Task] = []
+        self._somebody_came = False  # online, since the thread last looked
+        self._gives_way = False
         self._tasks: dict[str, _Task] = {}
         self._draining = False
         self._running: dict[Sequence, _Task] = {}
         self._deadlines: dict[_Task, float] = {}
         self._stats = EngineStats(0, 0)
+        self._waiting: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         self._heartbeat = Heartbeat(spec.step_timeout_s)
         self._thread: threading.Thread | None = None
 
@@ -163,9 +173,12 @@ class BatchingEngine:
 
     def _submit(self, task: _Task) -> None:
         with self._lock:
-            waiting = self._stats.waiting + len(self._submitted)
+            priority = task.request.priority
+            waiting = self._waiting[priority]
+            waiting += sum(other.request.priority == priority for other in self._submitted)
             check_room(waiting, self._spec.max_queued_requests, draining=self._draining)
             self._submitted.append(task)
+            self._somebody_came |= priority == "online"
             self._heartbeat.begin()
             self._tasks[task.request.request_id] = task
             self._lock.notify()
@@ -215,6 +228,7 @@ class BatchingEngine:
         self._grammars = Grammars(
             self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
         )
+        self._runner.between_layers = self._give_way
         self._scheduler = Scheduler(
             self._runner.places, self._spec.max_running_requests, self._runner.step_tokens
         )
@@ -233,11 +247,19 @@ class BatchingEngine:
             ended = [(task, self._end(task, "error", type(error).__name__)) for task in running]
             self._scheduler.forget()
             return ended
+        self._gives_way = plan.gives_way
         try:
             return self._step(plan.pieces) if plan.pieces else []
+        except _GaveWay:
+            return []
         except Exception:  # found out below whose fault it is
             _log.exception("a chat step failed")
+            self._gives_way = False
             return self._one_by_one(plan.pieces)
+
+    def _give_way(self) -> None:
+        if self._gives_way and self._somebody_came:
+            raise _GaveWay
 
     def _take_up(self) -> bool:
         """Wait for work, and take up what callers asked for; False once drained."""
@@ -250,6 +272,7 @@ class BatchingEngine:
                 lambda: self._submitted or self._cancelled or self._running or self._draining
             )
             self._heartbeat.beat()
+            self._somebody_came = False
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
             for task in submitted:
@@ -263,9 +286,10 @@ class BatchingEngine:
 
     def _count(self) -> None:
         scheduler = self._scheduler
+        self._waiting = {priority: scheduler.waiting(priority) for priority in PRIORITIES}
         self._stats = EngineStats(
             len(scheduler.running),
-            scheduler.waiting,
+            sum(self._waiting.values()),
             scheduler.preemptions,
             scheduler.prompt_tokens,
             scheduler.cached_tokens,
