@@ -14,6 +14,7 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
 from omai_ray.telemetry.metrics import OTHER
 from pipelines.engine import Engine, actor_threads, build_engine
+from pipelines.sinks.sink import SinkTarget
 
 OnLong = Literal["truncate", "error"]
 VectorDtype = Literal["float32", "float16"]
@@ -37,6 +38,7 @@ class EmbedJob:
     actors: how many copies of the model; None is one for each CPU (or GPU) that Ray has free.
     address: a running Ray cluster; None uses the one this process is in, or starts a local one.
     overwrite: delete an earlier run's files in the output first.
+    sink: a vector store to feed beside the parquet output.
     metrics_model: what metrics call the model, one of few names.
     engine_factory: builds the engine in the actor; must be importable there.
     """
@@ -53,6 +55,7 @@ class EmbedJob:
     actors: int | None = None
     address: str | None = None
     overwrite: bool = False
+    sink: SinkTarget | None = None
     metrics_model: str = OTHER
     engine_factory: Callable[[ModelSpec], Engine] = build_engine
 
@@ -66,6 +69,9 @@ class EmbedJob:
             raise ConfigError(f"actors is {self.actors}; at least 1 is needed")
         if self.unit_rows is not None and self.unit_rows < 1:
             raise ConfigError(f"unit-rows is {self.unit_rows}; at least 1 is needed")
+        directory = self.sink.directory if self.sink is not None else None
+        if directory is not None and directory.resolve().is_relative_to(self.output.resolve()):
+            raise ConfigError(f"sink {directory} lies inside the output {self.output}")
 
 
 def describe_output(job: EmbedJob) -> dict[str, Any]:

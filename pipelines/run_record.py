@@ -4,6 +4,7 @@
     OUT/_dead_letters/<same names>      rows that were not written, and why
     OUT/_run/manifest.json              what the run is: settings and input files
     OUT/_run/ledger.jsonl               one line for each committed or removed unit
+    OUT/_run/sinks/*.jsonl              what each sink was fed; outlives --overwrite, as its rows do
     OUT/_run/lease                      held, with flock, by the process at work
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last
@@ -95,6 +96,28 @@ def _check_ours(output: Path) -> None:
         )
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return a ledger's lines; a torn last one was never committed: it is cut.
+
+    Raises ValueError where one is not JSON.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return [json.loads(line) for line in content[:whole].splitlines()]
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add a line to a ledger, on the disk when this returns."""
+    with path.open("ab") as file:
+        file.write(json.dumps(value).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class RunRecord:
     """The records of the run in one output directory; used under its lease."""
 
@@ -115,15 +138,9 @@ class RunRecord:
         return manifest
 
     def _read_ledger(self) -> dict[str, Entry]:
-        """Return the last entry of each name; a torn last line was never committed: cut it."""
-        if not self._ledger_path.exists():
-            return {}
-        content = self._ledger_path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self._ledger_path, whole)
+        """Return the last entry of each name."""
         try:
-            lines = [Entry(**json.loads(line)) for line in content[:whole].splitlines()]
+            lines = [Entry(**line) for line in read_lines(self._ledger_path)]
         except (ValueError, TypeError) as error:
             raise OutputMismatch(f"{self._ledger_path} is damaged: {error}") from None
         latest = {entry.output: entry for entry in lines}
@@ -160,10 +177,7 @@ class RunRecord:
 
     def append(self, entry: Entry) -> None:
         """Add a line to the ledger, on the disk when this returns."""
-        with self._ledger_path.open("ab") as file:
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._ledger_path, asdict(entry))
         if entry.removed:
             self.entries.pop(entry.output, None)
         else:

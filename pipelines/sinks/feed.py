@@ -1,0 +1,197 @@
+"""Feed a sink with what a job commits, in a thread beside the embedding.
+
+The parquet output stays the truth: a unit is fed from its committed file. What was fed is noted
+in a ledger of the sink's own, so a sink can be added to a finished run, and resumes by itself.
+Rows are keyed by identity, so a unit that is fed again after a kill leaves each row once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+
+import pyarrow as pa
+
+from omai_ray.errors import ConfigError, OMAiError
+from pipelines.errors import OutputMismatch, RunFailed, brief
+from pipelines.job import digest
+from pipelines.run_record import RUN, Entry, append_line, read_lines
+from pipelines.sinks.rows import CommittedUnit
+from pipelines.sinks.sink import Sink, SinkTarget, connect
+
+RETRY_AFTER_S = (1.0, 5.0)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A line of a sink's ledger: the version of a unit that the sink has; empty for none."""
+
+    output: str
+    key: str
+
+
+class FedLedger:
+    """Which units a sink has, in a file of the run's own."""
+
+    def __init__(self, output: Path, target: SinkTarget) -> None:
+        directory = output / RUN / "sinks"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / f"{target.kind}-{digest(target.shown)[:16]}.jsonl"
+        try:
+            lines = [Fed(**line) for line in read_lines(self._path)]
+        except (ValueError, TypeError) as error:
+            raise OutputMismatch(f"{self._path} is damaged: {error}") from None
+        self.keys = {line.output: line.key for line in lines}
+
+    def note(self, output: str, key: str) -> None:
+        """Add a line, on the disk when this returns."""
+        append_line(self._path, asdict(Fed(output, key)))
+        self.keys[output] = key
+
+    def forget(self) -> None:
+        """Take it that the sink has nothing."""
+        self._path.unlink(missing_ok=True)
+        self.keys = {}
+
+
+class Feeder:
+    """A context in which a thread feeds a sink; used by one other thread.
+
+    rows, units: fed so far. corpus: the job's source. Failures are raised by `add` and `finish`.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        name: str,
+        ledger: FedLedger,
+        output: Path,
+        corpus: str,
+        schema: pa.Schema,
+    ) -> None:
+        self._sink, self.name, self._ledger = sink, name, ledger
+        self._output, self._corpus, self._schema = output, corpus, schema
+        self.rows = self.units = 0
+        # Without a bound: it holds names, no more than the plan has, and their rows are on disk.
+        self._waiting: SimpleQueue[Entry | None] = SimpleQueue()
+        self._stopped = threading.Event()
+        self._failure: OMAiError | None = None
+        self._thread = threading.Thread(target=self._run, name="sink")
+
+    def __enter__(self) -> Feeder:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._end()
+
+    def catch_up(self, entries: Mapping[str, Entry]) -> None:
+        """Have the sink lose what the output no longer has, and get what was committed before."""
+        for name, key in list(self._ledger.keys.items()):  # which the thread changes
+            if key and (name not in entries or entries[name].bytes is None):
+                self._waiting.put(Entry(name, key="", removed=True))
+        for entry in entries.values():
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Have a committed unit fed. Raises RunFailed where an earlier one could not be."""
+        self._check()
+        if entry.bytes is not None:
+            self._waiting.put(entry)
+
+    def finish(self) -> None:
+        """Wait until all is fed. Raises RunFailed where it cannot be."""
+        self._end()
+        self._check()
+
+    def _end(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while (entry := self._waiting.get()) is not None and not self._stopped.is_set():
+            try:
+                self._feed(entry)
+            except OMAiError as error:
+                self._failure = error
+                return
+            except Exception as error:  # whatever a store's library raises
+                self._failure = RunFailed(
+                    f"sink {self.name} cannot be fed: {brief(error)}. The parquet files are whole; "
+                    "the same command resumes"
+                )
+                return
+
+    def _feed(self, entry: Entry) -> None:
+        if self._ledger.keys.get(entry.output, "") == entry.key:
+            return
+        unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
+        if entry.removed:
+            self._attempt(lambda: self._sink.remove(unit.id))
+        else:
+            self._attempt(lambda: self._sink.put(unit.id, unit.version, unit.batches()))
+            self.rows, self.units = self.rows + unit.rows, self.units + 1
+        self._ledger.note(entry.output, entry.key)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        """Call the sink, and some times more where it fails: a server may restart."""
+        for wait_s in RETRY_AFTER_S:
+            try:
+                return call()
+            except OMAiError:
+                raise
+            except Exception as error:
+                _log.warning("sink %s: %s; trying again in %g s", self.name, brief(error), wait_s)
+                if self._stopped.wait(wait_s):
+                    raise
+        return call()
+
+
+@contextmanager
+def feed_sink(target: SinkTarget, output: Path, corpus: str, schema: pa.Schema) -> Iterator[Feeder]:
+    """Open a sink before any work, and feed it while the context lasts.
+
+    schema: as of `row_schema`. Raises ConfigError where the sink takes no such rows, or is away.
+    """
+    try:
+        sink = connect(target)
+    except OMAiError:
+        raise
+    except Exception as error:
+        raise _unusable(target, error) from error
+    try:
+        ledger = FedLedger(output, target)
+        try:
+            if not sink.exists():
+                ledger.forget()  # before the table is made: a kill in between must not lose rows
+            sink.prepare(schema)
+        except OMAiError:
+            raise
+        except Exception as error:
+            raise _unusable(target, error) from error
+        with Feeder(sink, target.shown, ledger, output, corpus, schema) as feeder:
+            yield feeder
+    finally:
+        sink.close()
+
+
+def _unusable(target: SinkTarget, error: Exception) -> ConfigError:
+    return ConfigError(f"sink {target.shown} cannot be used: {brief(error)}")
