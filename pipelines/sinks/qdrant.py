@@ -103,8 +103,7 @@ def _connect(target: SinkTarget) -> QdrantClient:
         key = os.environ.get(API_KEY_VARIABLE)
         return QdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
     try:
-        # Threads take turns: one opens it, another feeds it.
-        return QdrantClient(path=str(target.directory), force_disable_check_same_thread=True)
+        return QdrantClient(path=str(target.directory))
     except RuntimeError as error:  # its lock is held
         raise ConfigError(f"sink {target.shown}: {error}") from None
 

@@ -32,7 +32,7 @@ _SCHEMES: dict[str, Kind] = {
 _MODULES: dict[Kind, tuple[str, ...]] = {
     "lance": ("lance",),
     "qdrant": ("qdrant_client",),
-    "pgvector": ("psycopg", "pgvector"),
+    "pgvector": ("asyncpg", "pgvector"),
 }
 
 
@@ -52,7 +52,7 @@ class SinkTarget:
 
 
 class Sink(Protocol):
-    """A table in a vector store. One thread at a time calls it; any method may fail."""
+    """A table in a vector store. One thread makes all calls; any of them may fail."""
 
     def exists(self) -> bool:
         """Say whether the table is there."""

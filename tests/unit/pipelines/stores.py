@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
-from psycopg import sql
 
 from tests.databases import Postgres
 
@@ -126,30 +125,21 @@ class PgvectorStore(Store):
     wide = r"embedding vector\(4\)"
 
     def __init__(self, server: Postgres, table: str) -> None:
-        self._url, self._table = server.url("postgres"), table
-        self.uri = f"{self._url}?table={table}"
+        self._server, self._table = server, table
+        self.uri = f"{server.url('postgres')}?table={table}"
         self.unreachable = "postgresql://omai:hidden@127.0.0.1:1/postgres?table=docs"
-
-    def _execute(self, statement: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._url) as connection:
-            query = sql.SQL(statement).format(sql.Identifier(self._table))  # type: ignore[arg-type]
-            cursor = connection.execute(query)
-            return cursor.fetchall() if cursor.description else []
 
     def read(self) -> list[dict[str, Any]]:
         """Select it."""
-        names = ["omai_id", "omai_file", "omai_row", "omai_chunk", "omai_unit", "columns"]
-        found = self._execute(
-            "SELECT omai_id, omai_file, omai_row, omai_chunk, omai_unit, payload, embedding::text "
-            "FROM {}"
-        )
-        return [
-            {**dict(zip(names, row, strict=False)), "vector": json.loads(row[-1])} for row in found
-        ]
+        statement = f"SELECT *, embedding::text AS vector FROM {self._table}"
+        rows = [dict(row) for row in asyncio.run(self._server.execute(statement))]
+        for row in rows:
+            row |= {"columns": json.loads(row["payload"]), "vector": json.loads(row["vector"])}
+        return rows
 
     def drop(self) -> None:
         """Drop the table."""
-        self._execute("DROP TABLE {}")
+        asyncio.run(self._server.execute(f"DROP TABLE {self._table}"))
 
 
 def direction(vector: Any) -> Any:
