@@ -125,7 +125,7 @@ class PgvectorSink:
             "WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped",
             table,
         )
-        found = dict(rows)
+        found: dict[str, str] = dict(rows)
         wrong = {name: kind for name, kind in columns.items() if found.get(name) != kind}
         if wrong:
             have = ", ".join(f"{name} {found.get(name, '(missing)')}" for name in wrong)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import datetime
+import pickle
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +27,16 @@ from pipelines.sinks.sink import SinkTarget, parse_target
 from tests.databases import Postgres, run_postgres
 from tests.programs import require_module
 
-from .stores import LanceStore, PgvectorStore, QdrantStore, Store, direction
+from .stores import (
+    LanceStore,
+    PgvectorStore,
+    QdrantServerStore,
+    QdrantStandIn,
+    QdrantStore,
+    Store,
+    direction,
+    run_qdrant,
+)
 
 Corpus = Callable[..., Path]
 Job = Callable[..., EmbedJob]
@@ -54,7 +67,15 @@ def pgvector_server() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["lance", "qdrant", "pgvector"])
+@pytest.fixture
+def qdrant_server() -> Iterator[QdrantStandIn]:
+    """Run a stand-in for Qdrant's server."""
+    require_module("qdrant_client", extra="qdrant")
+    with run_qdrant() as server:
+        yield server
+
+
+@pytest.fixture(params=["lance", "qdrant", "qdrant-server", "pgvector"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Give a place for a table, of each kind in turn."""
     if request.param == "lance":
@@ -63,6 +84,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "qdrant":
         require_module("qdrant_client", extra="qdrant")
         return QdrantStore(tmp_path)
+    if request.param == "qdrant-server":
+        return QdrantServerStore(request.getfixturevalue("qdrant_server"))
     return PgvectorStore(request.getfixturevalue("pgvector_server"), f"t_{uuid.uuid4().hex}")
 
 
@@ -76,6 +99,27 @@ def fill(store: Store, make_job: Job, run: Run, monkeypatch: pytest.MonkeyPatch)
         return run(make_job(**values), executor)
 
     return fill_it
+
+
+KILLED_AFTER_A_UNIT = """
+import os, pathlib, pickle, signal, sys
+from contextlib import nullcontext
+from pipelines.progress import Silent
+from pipelines.run import run_job
+from pipelines.sinks.feed import FedLedger
+from tests.unit.pipelines.conftest import FakeEngine, LocalExecutor
+
+note = FedLedger.note
+
+def note_once(ledger, output, key):
+    if ledger.keys:
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(ledger, output, key)
+
+FedLedger.note = note_once
+job = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+run_job(job, lambda _: nullcontext(LocalExecutor(FakeEngine())), Silent())
+"""
 
 
 def texts(store: Store) -> dict[Any, str]:
@@ -108,7 +152,11 @@ def test_feeding_again_changes_nothing(store: Store, write_corpus: Corpus, fill:
     for path in ledger.iterdir():
         path.unlink()
     assert fill().sink_rows == 7
-    assert store.rows() == before
+    after = store.rows()
+    assert texts(store) == ALIVE
+    for key, stored in before.items():
+        assert (after[key].id, after[key].unit) == (stored.id, stored.unit)
+        np.testing.assert_allclose(after[key].vector, stored.vector, rtol=1e-6)
 
 
 def test_a_sink_can_be_added_to_a_finished_run(
@@ -163,29 +211,43 @@ def test_overwriting_leaves_no_row_of_the_run_before(
     }
 
 
-@pytest.mark.parametrize("units", [0, 1, 3])
 def test_a_run_killed_between_the_sink_and_its_ledger_leaves_each_row_once(
-    store: Store,
-    write_corpus: Corpus,
-    fill: Fill,
-    monkeypatch: pytest.MonkeyPatch,
-    units: int,
+    store: Store, write_corpus: Corpus, fill: Fill, make_job: Job, tmp_path: Path
 ) -> None:
     """The unit is put again, over itself."""
     write_corpus(FILES)
-    note, calls = feed.FedLedger.note, iter(range(100))
+    job = make_job(unit_rows=3, sink=parse_target(store.uri))
+    pickled = tmp_path / "job"
+    pickled.write_bytes(pickle.dumps(job))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_A_UNIT, pickled],
+        cwd=Path(feed.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    fed = {stored.unit for stored in store.rows().values()}
+    assert len(fed) == 2
+    assert len(feed.FedLedger(job.output, parse_target(store.uri)).keys) == 1
+    fill()
+    assert texts(store) == ALIVE
 
-    def stop(ledger: feed.FedLedger, output: str, key: str) -> None:
-        if next(calls) == units:
-            raise OSError(28, "No space left on device")
-        note(ledger, output, key)
+
+def test_a_ledger_that_cannot_be_written_ends_the_run(
+    store: Store, write_corpus: Corpus, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not noted is fed again."""
+    write_corpus(FILES)
+
+    def fail(ledger: feed.FedLedger, output: str, key: str) -> None:
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feed.FedLedger, "note", stop)
+        patch.setattr(feed.FedLedger, "note", fail)
         with pytest.raises(RunFailed, match=r"No space left on device.*the same command resumes"):
             fill()
-    assert len(store.rows()) > 0
-    fill()
+    assert fill().sink_rows == 7
     assert texts(store) == ALIVE
 
 
@@ -340,6 +402,15 @@ def test_a_file_without_rows_is_fed(store: Store, write_corpus: Corpus, fill: Fi
     write_corpus({"a.parquet": [], "b.parquet": ["x"], "c.parquet": [None]})
     assert fill().sink_rows == 1
     assert texts(store) == {("b.parquet", 0, 0): "x"}
+
+
+def test_a_servers_collection_has_an_index_of_units(
+    qdrant_server: QdrantStandIn, write_corpus: Corpus, make_job: Job, run: Run
+) -> None:
+    """By which a unit's rows are deleted."""
+    write_corpus(FILES)
+    run(make_job(sink=parse_target(QdrantServerStore(qdrant_server).uri)))
+    assert qdrant_server.indexed == ["omai_unit"]
 
 
 def write_unit(
