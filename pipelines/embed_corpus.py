@@ -22,6 +22,7 @@ from omai_ray.settings import Settings, load_settings
 from omai_ray.telemetry.metrics import model_label
 from pipelines.chunk import Chunking
 from pipelines.job import EmbedJob
+from pipelines.sinks.sink import FORMS, parse_target
 from pipelines.text_source import read_escapes
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--address", metavar="RAY",
         help="HOST:PORT of a Ray cluster, or the state directory of a running `omai-ray serve` "
         "(default: a Ray of the job's own)")  # fmt: skip
+    add("--sink", metavar="URI", help=f"also feed a vector store: {FORMS}")
     add("--overwrite", action="store_true", help="delete an earlier run's files in OUT first")
     add("--json", action="store_true", help="print the report as JSON")
 
@@ -196,6 +198,7 @@ def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> E
         actors=args.actors,
         address=address,
         overwrite=args.overwrite,
+        sink=None if args.sink is None else parse_target(args.sink),
     )
 
 

@@ -15,3 +15,9 @@ class OutputMismatch(ConfigError):
 
 class RunFailed(OMAiError):
     """The job stopped before its end. What was committed stays; the same command resumes."""
+
+
+def brief(error: Exception) -> str:
+    """Return the kind of a library's error and its first line; what follows may quote data."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"

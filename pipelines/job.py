@@ -16,6 +16,7 @@ from omai_ray.storage import Location
 from omai_ray.telemetry.metrics import OTHER
 from pipelines.chunk import Chunking
 from pipelines.engine import Engine, actor_threads, build_engine
+from pipelines.sinks.sink import SinkTarget
 from pipelines.text_source import TextSource, column_source, template_source
 
 OnLong = Literal["truncate", "error", "chunk"]
@@ -45,6 +46,7 @@ class EmbedJob:
     actors: how many copies of the model; None is one for each CPU (or GPU) that Ray has free.
     address: a running Ray cluster; None uses the one this process is in, or starts a local one.
     overwrite: delete an earlier run's files in the output first.
+    sink: a vector store to feed beside the parquet output.
     metrics_model: what metrics call the model, one of few names.
     engine_factory: builds the engine in the actor; must be importable there.
     """
@@ -65,6 +67,7 @@ class EmbedJob:
     actors: int | None = None
     address: str | None = None
     overwrite: bool = False
+    sink: SinkTarget | None = None
     metrics_model: str = OTHER
     engine_factory: Callable[[ModelSpec], Engine] = build_engine
 
@@ -88,6 +91,15 @@ class EmbedJob:
             raise ConfigError(
                 f"chunk options are given, and on-long is '{self.on_long}', not 'chunk'"
             )
+        self._check_sink()
+
+    def _check_sink(self) -> None:
+        directory = self.sink.directory if self.sink is not None else None
+        output = Location.parse(self.output)
+        if directory is None or not output.is_local:
+            return
+        if directory.resolve().is_relative_to(output.local_path.resolve()):
+            raise ConfigError(f"sink {directory} lies inside the output {output}")
 
     @property
     def text(self) -> TextSource:

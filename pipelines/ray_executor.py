@@ -17,7 +17,7 @@ import ray.exceptions
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
 from pipelines.engine import EngineFacts, describe_engine
-from pipelines.errors import RunFailed
+from pipelines.errors import RunFailed, brief
 from pipelines.job import EmbedJob
 from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit
@@ -91,7 +91,7 @@ class RayExecutor:
                 raise cause from None
             raise RunFailed(f"model '{self._job.model.name}' cannot be loaded: {cause}") from error
         except ray.exceptions.RayError as error:
-            raise RunFailed(f"the worker that loads the model died: {_brief(error)}") from error
+            raise RunFailed(f"the worker that loads the model died: {brief(error)}") from error
         return facts
 
     def run(
@@ -110,7 +110,7 @@ class RayExecutor:
                 raise
             except Exception as error:  # Ray Data raises what it, a worker or a cluster died of
                 raise RunFailed(
-                    f"Ray ended the job: {_brief(error)}. The same command resumes"
+                    f"Ray ended the job: {brief(error)}. The same command resumes"
                 ) from error
             finally:
                 ray.kill(board)
@@ -146,7 +146,7 @@ def _connect(address: str | None) -> None:
             ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray at {address}"
-        raise ConfigError(f"{where}: {_brief(error)}") from error
+        raise ConfigError(f"{where}: {brief(error)}") from error
 
 
 def _check_reachable(address: str | None) -> None:
@@ -169,9 +169,3 @@ def _result(values: dict[str, Any]) -> UnitResult:
     if "failure" in values:
         raise RunFailed(values["failure"])
     return UnitResult(**values)
-
-
-def _brief(error: Exception) -> str:
-    """Return the first line of what Ray says; the rest is its traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"

@@ -19,8 +19,9 @@ class Report:
     Rows, tokens and durations without `total` are of this run; totals are of the whole output,
     earlier runs' units included. Rows are the input's; output_rows are more where texts are cut
     into chunks. rows_deduplicated: texts, or chunks, that took the vector of an identical one;
-    their tokens count. read_s to write_s are summed over actors. run_s is from the
-    first unit's start to the last one's end; startup_s is what came before.
+    their tokens count. read_s to write_s are summed over actors. run_s is from the first unit's
+    start to the last one's end; startup_s is what came before. sink_rows: those that this run fed
+    to its sink.
     """
 
     output: str
@@ -52,6 +53,8 @@ class Report:
     tokenise_s: float = 0.0
     forward_s: float = 0.0
     write_s: float = 0.0
+    sink: str = ""
+    sink_rows: int = 0
 
     @property
     def rows_per_s(self) -> float:
@@ -137,6 +140,8 @@ class Report:
         ]
         if self.files_dead:
             lines.append(("unreadable", f"{self.files_dead:,} of {self.files:,} files"))
+        if self.sink:
+            lines.append(("sink", f"{self.sink}: {self.sink_rows:,} rows fed"))
         width = max(len(label) for label, _ in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
 

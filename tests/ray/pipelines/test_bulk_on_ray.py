@@ -206,3 +206,22 @@ def test_a_model_that_needs_more_than_ray_has_is_refused(
     large = ModelSpec(name="l", task="embedding", source=".", num_cpus=1000)
     with pytest.raises(ConfigError, match="needs 1000 CPU"):
         embed_corpus(make_job(tmp_path / "out", model=large, actors=None))
+
+
+def test_the_search_example_finds_a_row_by_its_text(undisturbed: tuple[Path, Report]) -> None:
+    """Run as the documentation has it, with the model that embedded the corpus."""
+    output, _ = undisturbed
+    row = pq.read_table(output, columns=["id", "text"]).to_pylist()[30]
+    done = subprocess.run(
+        [sys.executable, "examples/search.py", str(output), row["text"]],
+        cwd=Path(command.__file__).parents[1],
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0].split()
+    assert (first[0], first[-1]) == ("1", f"id={row['id']}")
+    assert float(first[1]) == pytest.approx(1, abs=5e-3)
+    assert len(done.stdout.splitlines()) == 10

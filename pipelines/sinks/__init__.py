@@ -1,0 +1,1 @@
+"""Vector stores that a job feeds from its committed files: Lance, Qdrant, PostgreSQL."""

@@ -1,0 +1,176 @@
+"""Feed a sink with what a job commits, in a thread beside the embedding.
+
+The parquet output stays the truth: a unit is fed from its committed file. What was fed is noted
+in a ledger of the sink's own, so a sink can be added to a finished run, and resumes by itself.
+Rows are keyed by identity, so a unit that is fed again after a kill leaves each row once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from omai_ray.errors import ConfigError, OMAiError
+from omai_ray.storage import Location
+from pipelines.errors import RunFailed, brief
+from pipelines.job import digest
+from pipelines.run_lease import RUN
+from pipelines.run_ledger import Entry, open_ledger
+from pipelines.sinks.rows import CommittedUnit
+from pipelines.sinks.sink import Sink, SinkTarget, connect
+
+RETRY_AFTER_S = (1.0, 5.0)
+
+_log = logging.getLogger(__name__)
+
+
+class FedLedger:
+    """Which version of which units a sink has, in a ledger of the run's own."""
+
+    def __init__(self, output: Location, target: SinkTarget) -> None:
+        name = f"{target.kind}-{digest(target.shown)[:16]}"
+        self._ledger = open_ledger(output.child(f"{RUN}/sinks"), name)
+        self.keys = {name: entry.key for name, entry in self._ledger.read().items()}
+
+    def note(self, output: str, key: str) -> None:
+        """Add a line. key: empty where the sink has nothing of the unit any more."""
+        self._ledger.append(Entry(output, key, removed=not key))
+        self.keys[output] = key
+
+    def flush(self) -> None:
+        """Make every line durable; a unit whose line was lost is fed again, to the same rows."""
+        self._ledger.flush()
+
+    def forget(self) -> None:
+        """Take it that the sink has nothing."""
+        self._ledger.delete()
+        self.keys = {}
+
+
+class Feeder:
+    """Feeds a sink in the one thread of a pool; used by one other thread.
+
+    corpus: the job's source. schema: of the sink's rows. rows: fed so far. Failures are raised by
+    `add` and `finish`; what is waiting after one, or after `stop`, is not fed.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        sink: Sink,
+        name: str,
+        ledger: FedLedger,
+        output: Location,
+        corpus: str,
+        schema: pa.Schema,
+    ) -> None:
+        self._pool, self._sink, self._ledger, self.name = pool, sink, ledger, name
+        self._output, self._corpus, self._schema = output, corpus, schema
+        self.rows = 0
+        self._stopped = threading.Event()
+        self._failure: OMAiError | None = None
+
+    def catch_up(self, entries: Mapping[str, Entry]) -> None:
+        """Have the sink lose what the output no longer has, and get what was committed before."""
+        fed = [name for name, key in self._ledger.keys.items() if key]
+        for name in fed:
+            if name not in entries or entries[name].bytes is None:
+                self._pool.submit(self._feed, Entry(name, key="", removed=True))
+        for entry in entries.values():
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Have a committed unit fed. Raises RunFailed where an earlier one could not be."""
+        self._check()
+        if entry.bytes is not None:
+            self._pool.submit(self._feed, entry)
+
+    def finish(self) -> None:
+        """Wait until all is fed. Raises RunFailed where it cannot be."""
+        self._pool.submit(self._check).result()
+
+    def stop(self) -> None:
+        """Feed nothing more; the unit that is being fed is, to its end."""
+        self._stopped.set()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _feed(self, entry: Entry) -> None:
+        if self._failure is not None or self._stopped.is_set():
+            return
+        try:
+            self._apply(entry)
+        except OMAiError as error:
+            self._failure = error
+        except Exception as error:  # whatever a store's library raises
+            self._failure = RunFailed(
+                f"sink {self.name} cannot be fed: {brief(error)}. The parquet files are whole; "
+                "the same command resumes"
+            )
+
+    def _apply(self, entry: Entry) -> None:
+        if self._ledger.keys.get(entry.output, "") == entry.key:
+            return
+        unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
+        if entry.removed:
+            self._attempt(lambda: self._sink.remove(unit.id))
+        else:
+            self._attempt(lambda: self._sink.put(unit.id, unit.version, unit.batches()))
+        self._ledger.note(entry.output, entry.key)
+        self.rows += unit.rows
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        """Call the sink, and some times more where it fails: a server may restart."""
+        for wait_s in RETRY_AFTER_S:
+            try:
+                return call()
+            except OMAiError:
+                raise
+            except Exception as error:
+                _log.warning("sink %s: %s; trying again in %g s", self.name, brief(error), wait_s)
+                if self._stopped.wait(wait_s):
+                    raise
+        return call()
+
+
+@contextmanager
+def feed_sink(
+    target: SinkTarget, output: Location, corpus: str, schema: pa.Schema
+) -> Iterator[Feeder]:
+    """Open a sink before any work, and feed it while the context lasts.
+
+    schema: as of `row_schema`. Raises ConfigError where the sink takes no such rows, or is away.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="sink") as pool:  # has all of the sink's calls
+        ledger = FedLedger(output, target)
+        sink = pool.submit(_open, target, ledger, schema).result()
+        feeder = Feeder(pool, sink, target.shown, ledger, output, corpus, schema)
+        try:
+            yield feeder
+        finally:
+            feeder.stop()
+            pool.submit(sink.close).result()
+            ledger.flush()
+
+
+def _open(target: SinkTarget, ledger: FedLedger, schema: pa.Schema) -> Sink:
+    sink = None
+    try:
+        sink = connect(target)
+        if not sink.exists():
+            ledger.forget()  # before the table is made: a kill in between must not lose rows
+        sink.prepare(schema)
+    except Exception as error:
+        if sink is not None:
+            sink.close()
+        if isinstance(error, OMAiError):
+            raise
+        raise ConfigError(f"sink {target.shown} cannot be used: {brief(error)}") from error
+    return sink
