@@ -4,7 +4,7 @@
     OUT/_dead_letters/<same names>      rows that were not written, and why
     OUT/_run/manifest.json              what the run is: settings and input files
     OUT/_run/ledger.jsonl               one line for each committed or removed unit
-    OUT/_run/sinks/*.jsonl              what each sink was fed; outlives --overwrite, as its rows do
+    OUT/_run/sinks/*/ledger.jsonl       what each sink was fed; outlives --overwrite, as its rows do
     OUT/_run/lease                      held, with flock, by the process at work
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last
@@ -96,26 +96,37 @@ def _check_ours(output: Path) -> None:
         )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return a ledger's lines; a torn last one was never committed: it is cut.
+class FileLedger:
+    """Entries in a file, a line each, on the disk when `append` returns."""
 
-    Raises ValueError where one is not JSON.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return [json.loads(line) for line in content[:whole].splitlines()]
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
+    def read(self) -> dict[str, Entry]:
+        """Return the last entry of each name; a torn last line was never committed: cut it."""
+        if not self._path.exists():
+            return {}
+        content = self._path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._path, whole)
+        try:
+            lines = [Entry(**json.loads(line)) for line in content[:whole].splitlines()]
+        except (ValueError, TypeError) as error:
+            raise OutputMismatch(f"{self._path} is damaged: {error}") from None
+        latest = {entry.output: entry for entry in lines}
+        return {name: entry for name, entry in latest.items() if not entry.removed}
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add a line to a ledger, on the disk when this returns."""
-    with path.open("ab") as file:
-        file.write(json.dumps(value).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    def append(self, entry: Entry) -> None:
+        """Add a line."""
+        with self._path.open("ab") as file:
+            file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def delete(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
 
 
 class RunRecord:
@@ -125,8 +136,9 @@ class RunRecord:
         self.output = output
         self._manifest_path = output / RUN / "manifest.json"
         self._ledger_path = output / RUN / "ledger.jsonl"
+        self._ledger = FileLedger(self._ledger_path)
         self.manifest = self._read_manifest()
-        self.entries = self._read_ledger()
+        self.entries = self._ledger.read()
 
     def _read_manifest(self) -> dict[str, Any] | None:
         if not self._manifest_path.exists():
@@ -136,15 +148,6 @@ class RunRecord:
         except ValueError as error:
             raise OutputMismatch(f"{self._manifest_path} is damaged: {error}") from None
         return manifest
-
-    def _read_ledger(self) -> dict[str, Entry]:
-        """Return the last entry of each name."""
-        try:
-            lines = [Entry(**line) for line in read_lines(self._ledger_path)]
-        except (ValueError, TypeError) as error:
-            raise OutputMismatch(f"{self._ledger_path} is damaged: {error}") from None
-        latest = {entry.output: entry for entry in lines}
-        return {name: entry for name, entry in latest.items() if not entry.removed}
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputMismatch, naming what differs, where the run here was of another kind."""
@@ -177,7 +180,7 @@ class RunRecord:
 
     def append(self, entry: Entry) -> None:
         """Add a line to the ledger, on the disk when this returns."""
-        append_line(self._ledger_path, asdict(entry))
+        self._ledger.append(entry)
         if entry.removed:
             self.entries.pop(entry.output, None)
         else:
@@ -196,7 +199,7 @@ class RunRecord:
             self.remove(name)
         self.sweep()
         shutil.rmtree(self.output / DEAD_LETTERS, ignore_errors=True)
-        self._ledger_path.unlink(missing_ok=True)
+        self._ledger.delete()
         self._manifest_path.unlink(missing_ok=True)
         self.manifest, self.entries = None, {}
 

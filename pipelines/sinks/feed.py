@@ -12,15 +12,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from omai_ray.errors import ConfigError, OMAiError
-from pipelines.errors import OutputMismatch, RunFailed, brief
+from pipelines.errors import RunFailed, brief
 from pipelines.job import digest
-from pipelines.run_record import RUN, Entry, append_line, read_lines
+from pipelines.run_record import RUN, Entry, FileLedger
 from pipelines.sinks.rows import CommittedUnit
 from pipelines.sinks.sink import Sink, SinkTarget, connect
 
@@ -29,36 +28,32 @@ RETRY_AFTER_S = (1.0, 5.0)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Fed:
-    """A line of a sink's ledger: the version of a unit that the sink has; empty for none."""
-
-    output: str
-    key: str
-
-
 class FedLedger:
-    """Which units a sink has, in a file of the run's own."""
+    """Which units a sink has, in a file of the run's own. entries: as they were fed, by name."""
 
     def __init__(self, output: Path, target: SinkTarget) -> None:
-        directory = output / RUN / "sinks"
+        directory = output / RUN / "sinks" / f"{target.kind}-{digest(target.shown)[:16]}"
         directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / f"{target.kind}-{digest(target.shown)[:16]}.jsonl"
-        try:
-            lines = [Fed(**line) for line in read_lines(self._path)]
-        except (ValueError, TypeError) as error:
-            raise OutputMismatch(f"{self._path} is damaged: {error}") from None
-        self.keys = {line.output: line.key for line in lines}
+        self._ledger = FileLedger(directory / "ledger.jsonl")
+        self.entries = self._ledger.read()
 
-    def note(self, output: str, key: str) -> None:
-        """Add a line, on the disk when this returns."""
-        append_line(self._path, asdict(Fed(output, key)))
-        self.keys[output] = key
+    def note(self, entry: Entry) -> None:
+        """Add an entry, on the disk when this returns."""
+        self._ledger.append(entry)
+        if entry.removed:
+            self.entries.pop(entry.output, None)
+        else:
+            self.entries[entry.output] = entry
+
+    def has(self, entry: Entry) -> bool:
+        """Say whether the sink has just this version of a unit."""
+        fed = self.entries.get(entry.output)
+        return fed is not None and fed.key == entry.key
 
     def forget(self) -> None:
         """Take it that the sink has nothing."""
-        self._path.unlink(missing_ok=True)
-        self.keys = {}
+        self._ledger.delete()
+        self.entries = {}
 
 
 class Feeder:
@@ -86,8 +81,7 @@ class Feeder:
 
     def catch_up(self, entries: Mapping[str, Entry]) -> None:
         """Have the sink lose what the output no longer has, and get what was committed before."""
-        fed = [name for name, key in self._ledger.keys.items() if key]
-        for name in fed:
+        for name in list(self._ledger.entries):  # which the thread changes
             if name not in entries or entries[name].bytes is None:
                 self._pool.submit(self._feed, Entry(name, key="", removed=True))
         for entry in entries.values():
@@ -125,14 +119,14 @@ class Feeder:
             )
 
     def _apply(self, entry: Entry) -> None:
-        if self._ledger.keys.get(entry.output, "") == entry.key:
+        if self._ledger.has(entry):
             return
         unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
         if entry.removed:
             self._attempt(lambda: self._sink.remove(unit.id))
         else:
             self._attempt(lambda: self._sink.put(unit.id, unit.version, unit.batches()))
-        self._ledger.note(entry.output, entry.key)
+        self._ledger.note(entry)
         self.rows += unit.rows
 
     def _attempt(self, call: Callable[[], None]) -> None:
