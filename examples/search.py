@@ -26,6 +26,7 @@ from omai_ray.settings import load_settings
 from pipelines.embed_corpus import choose_model
 from pipelines.engine import Engine, build_engine
 from pipelines.job import EMBEDDING_COLUMN
+from pipelines.sinks.rows import has_chunks
 
 BATCH_ROWS = 8192
 SNIPPET_CHARACTERS = 300
@@ -43,7 +44,7 @@ class Hit:
 
 
 def open_corpus(output: Path) -> tuple[list[Any], dict[str, str]]:
-    """Return an output's files, and what the first's footer says of its vectors.
+    """Return an output's files, and what the first one's footer says of their vectors.
 
     All of them have the same: a job refuses to mix. Raises ConfigError where it is no output.
     """
@@ -111,13 +112,18 @@ def _nearest(batch: pa.RecordBatch, file: str, query: Vector, top: int) -> Itera
         yield Hit(float(scores[index]), file, row)
 
 
-def show(hits: Sequence[Hit], text_column: str) -> None:
-    """Print what was found: score, file, the other columns, the beginning of the text."""
+def show(hits: Sequence[Hit], facts: dict[str, str]) -> None:
+    """Print what was found: score, file, the other columns, the beginning of the text or chunk."""
+    column = facts.get("omai.text_column")
+    chunked = has_chunks({key.encode(): value.encode() for key, value in facts.items()})
     for place, hit in enumerate(hits, start=1):
-        others = ", ".join(f"{k}={v}" for k, v in hit.row.items() if k != text_column)
+        others = ", ".join(f"{name}={value}" for name, value in hit.row.items() if name != column)
         print(f"{place:>2}  {hit.score:.3f}  {hit.file}  {textwrap.shorten(others, 100)}")
-        if text_column in hit.row:
-            snippet = textwrap.shorten(str(hit.row[text_column]), SNIPPET_CHARACTERS)
+        if column in hit.row:
+            text = str(hit.row[column])
+            if chunked:
+                text = text[hit.row["chunk_start"] : hit.row["chunk_end"]]
+            snippet = textwrap.shorten(text, SNIPPET_CHARACTERS)
             print(textwrap.indent(textwrap.fill(snippet, 90), " " * 11))
 
 
@@ -138,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"search: {error.message}\n")
         return 1
     hits = search(files, output, embed_query(engine, args.query), args.top)
-    show(hits, facts["omai.text_column"])
+    show(hits, facts)
     return 0
 
 

@@ -63,11 +63,11 @@ class Ledger(Protocol):
         ...
 
 
-def open_ledger(run: Location, name: str = "ledger") -> Ledger:
-    """Return the ledger of that name in a run's directory."""
-    if run.is_local:
-        return FileLedger(run.local_path / f"{name}.jsonl")
-    return SegmentLedger(run.child(name))
+def open_ledger(place: Location) -> Ledger:
+    """Return the ledger in a directory, which need not exist."""
+    if place.is_local:
+        return FileLedger(place.local_path / "ledger.jsonl")
+    return SegmentLedger(place.child("ledger"))
 
 
 class FileLedger:

@@ -4,7 +4,7 @@
     OUT/_dead_letters/<same names>      rows that were not written, and why
     OUT/_run/manifest.json              what the run is: settings and input files
     OUT/_run/ledger.jsonl               one line for each committed or removed unit
-    OUT/_run/sinks/*.jsonl              what each sink was fed; outlives --overwrite, as its rows do
+    OUT/_run/sinks/*/ledger.jsonl       what each sink was fed; outlives --overwrite, as its rows do
     OUT/_run/lease                      held, with flock, by the process at work
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last

@@ -30,26 +30,34 @@ _log = logging.getLogger(__name__)
 
 
 class FedLedger:
-    """Which version of which units a sink has, in a ledger of the run's own."""
+    """Which units a sink has, in a ledger of its own. entries: as they were fed, by name."""
 
     def __init__(self, output: Location, target: SinkTarget) -> None:
         name = f"{target.kind}-{digest(target.shown)[:16]}"
-        self._ledger = open_ledger(output.child(f"{RUN}/sinks"), name)
-        self.keys = {name: entry.key for name, entry in self._ledger.read().items()}
+        self._ledger = open_ledger(output.child(f"{RUN}/sinks/{name}"))
+        self.entries = self._ledger.read()
 
-    def note(self, output: str, key: str) -> None:
-        """Add a line. key: empty where the sink has nothing of the unit any more."""
-        self._ledger.append(Entry(output, key, removed=not key))
-        self.keys[output] = key
+    def note(self, entry: Entry) -> None:
+        """Add an entry."""
+        self._ledger.append(entry)
+        if entry.removed:
+            self.entries.pop(entry.output, None)
+        else:
+            self.entries[entry.output] = entry
+
+    def has(self, entry: Entry) -> bool:
+        """Say whether the sink has just this version of a unit."""
+        fed = self.entries.get(entry.output)
+        return fed is not None and fed.key == entry.key
 
     def flush(self) -> None:
-        """Make every line durable; a unit whose line was lost is fed again, to the same rows."""
+        """Make every entry durable; a unit whose entry was lost is fed again, to the same rows."""
         self._ledger.flush()
 
     def forget(self) -> None:
         """Take it that the sink has nothing."""
         self._ledger.delete()
-        self.keys = {}
+        self.entries = {}
 
 
 class Feeder:
@@ -77,8 +85,7 @@ class Feeder:
 
     def catch_up(self, entries: Mapping[str, Entry]) -> None:
         """Have the sink lose what the output no longer has, and get what was committed before."""
-        fed = [name for name, key in self._ledger.keys.items() if key]
-        for name in fed:
+        for name in list(self._ledger.entries):  # which the thread changes
             if name not in entries or entries[name].bytes is None:
                 self._pool.submit(self._feed, Entry(name, key="", removed=True))
         for entry in entries.values():
@@ -116,14 +123,14 @@ class Feeder:
             )
 
     def _apply(self, entry: Entry) -> None:
-        if self._ledger.keys.get(entry.output, "") == entry.key:
+        if self._ledger.has(entry):
             return
         unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
         if entry.removed:
             self._attempt(lambda: self._sink.remove(unit.id))
         else:
             self._attempt(lambda: self._sink.put(unit.id, unit.version, unit.batches()))
-        self._ledger.note(entry.output, entry.key)
+        self._ledger.note(entry)
         self.rows += unit.rows
 
     def _attempt(self, call: Callable[[], None]) -> None:

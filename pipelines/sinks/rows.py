@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -92,6 +93,12 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def has_chunks(metadata: Mapping[bytes, bytes]) -> bool:
+    """Say whether a data file, by its footer, has a row for each chunk of a text."""
+    chunking = json.loads(metadata.get(b"omai.chunking", b"null"))
+    return chunking is not None and chunking["pool"] is None
+
+
 def unit_id(corpus: str, unit: str) -> str:
     """Return what a sink calls a unit: the same for as long as the corpus and the cut are."""
     return digest([corpus, unit])[:32]
@@ -126,9 +133,7 @@ class CommittedUnit:
             source = metadata[b"omai.source_file"].decode()
             first, end = map(int, metadata[b"omai.source_rows"].split(b":"))
             kept = self._kept_rows(first, end)
-            chunked = (
-                metadata[b"omai.on_long"] == b"chunk" and CHUNK_COLUMN in file.schema_arrow.names
-            )
+            chunked = has_chunks(metadata)
             done = 0
             for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
                 chunks = _chunks(batch, chunked)

@@ -97,11 +97,14 @@ def _parse(uri: str) -> SinkTarget:
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018 - raises for a port that is none
-    except ValueError as error:
-        raise ConfigError(f"a sink's URI cannot be read ({error}); it is {FORMS}") from None
+    except ValueError:  # which may quote a part of the password
+        raise ConfigError(
+            "a sink's URI has a host or port that cannot be read (in a password, / is written "
+            f"%2F); it is {FORMS}"
+        ) from None
     kind = _SCHEMES.get(parts.scheme) if "://" in uri else None
     if kind is None:
-        shown = f"{parts.scheme}://…" if parts.scheme else uri
+        shown = f"{parts.scheme}://…" if parts.scheme else uri.rpartition("@")[2]
         raise ConfigError(f"sink {shown} is of no known kind; it is {FORMS}")
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""

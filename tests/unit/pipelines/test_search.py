@@ -98,3 +98,16 @@ def test_what_no_job_wrote_is_refused(
     wrong, absent = capsys.readouterr().err.splitlines()
     assert wrong.endswith("in: holds no file that `omai-ray embed` wrote")
     assert absent.endswith("nowhere: no such directory")
+
+
+def test_of_a_text_in_chunks_the_chunk_is_shown(
+    example: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And of one that was not cut, its beginning."""
+    row = {"text": "one two three", "chunk": 1, "chunk_start": 4, "chunk_end": 7}
+    hits = [example.Hit(0.5, "a.parquet", row)]
+    facts = {"omai.text_column": "text", "omai.chunking": '{"pool": null}'}
+    example.show(hits, facts)
+    example.show(hits, facts | {"omai.chunking": '{"pool": "mean"}'})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines[1::2]] == ["two", "one two three"]

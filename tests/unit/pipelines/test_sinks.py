@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.read import DeadLetter
 from pipelines.report import Report
+from pipelines.run_record import Entry
 from pipelines.sinks import feed, rows
 from pipelines.sinks.rows import CommittedUnit, json_rows, row_schema
 from pipelines.sinks.sink import SinkTarget, parse_target
@@ -112,10 +115,10 @@ from tests.unit.pipelines.conftest import FakeEngine, LocalExecutor
 
 note = FedLedger.note
 
-def note_once(ledger, output, key):
-    if ledger.keys:
+def note_once(ledger, entry):
+    if ledger.entries:
         os.kill(os.getpid(), signal.SIGKILL)
-    note(ledger, output, key)
+    note(ledger, entry)
 
 FedLedger.note = note_once
 job = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
@@ -150,8 +153,7 @@ def test_feeding_again_changes_nothing(store: Store, write_corpus: Corpus, fill:
     ledger = Path(fill().output) / "_run" / "sinks"
     before = store.rows()
     assert fill().sink_rows == 0
-    for path in ledger.iterdir():
-        path.unlink()
+    shutil.rmtree(ledger)
     assert fill().sink_rows == 7
     after = store.rows()
     assert texts(store) == ALIVE
@@ -230,7 +232,8 @@ def test_a_run_killed_between_the_sink_and_its_ledger_leaves_each_row_once(
     assert done.returncode == -signal.SIGKILL, done.stderr
     fed = {stored.unit for stored in store.rows().values()}
     assert len(fed) == 2
-    assert len(feed.FedLedger(Location.parse(job.output), parse_target(store.uri)).keys) == 1
+    ledger = feed.FedLedger(Location.parse(job.output), parse_target(store.uri))
+    assert len(ledger.entries) == 1
     fill()
     assert texts(store) == ALIVE
 
@@ -241,7 +244,7 @@ def test_a_ledger_that_cannot_be_written_ends_the_run(
     """What is not noted is fed again."""
     write_corpus(FILES)
 
-    def fail(ledger: feed.FedLedger, output: str, key: str) -> None:
+    def fail(ledger: feed.FedLedger, entry: Entry) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -415,7 +418,11 @@ def test_a_servers_collection_has_an_index_of_units(
 
 
 def write_unit(
-    output: Path, values: dict[str, Any], source_rows: str, dead: list[DeadLetter], on_long: str
+    output: Path,
+    values: dict[str, Any],
+    source_rows: str,
+    dead: Sequence[DeadLetter] = (),
+    chunking: dict[str, Any] | None = None,
 ) -> CommittedUnit:
     """Write a data file as a job does, and return it as a sink reads it."""
     vector = pa.FixedSizeListArray.from_arrays(
@@ -424,13 +431,13 @@ def write_unit(
     metadata = {
         "omai.source_file": "a.parquet",
         "omai.source_rows": source_rows,
-        "omai.on_long": on_long,
+        "omai.chunking": json.dumps(chunking),
     }
     table = pa.table(values).append_column("embedding", vector).replace_schema_metadata(metadata)
     pq.write_table(table, output / "u.parquet")
     commit_dead_letters(output, "u.parquet", output, "a.parquet", dead)
     schema = row_schema([table.schema], "f" * 64)
-    return CommittedUnit(output, "u.parquet", "k" * 64, "corpus", schema)
+    return CommittedUnit(Location.parse(output), "u.parquet", "k" * 64, "corpus", schema)
 
 
 def test_chunks_of_a_row_are_numbered_and_rows_after_them_keep_their_numbers(
@@ -442,19 +449,20 @@ def test_chunks_of_a_row_are_numbered_and_rows_after_them_keep_their_numbers(
         "text": ["a", "a", "a", "b", "d"],
         "chunk": pa.array([0, 1, 2, 0, 0], pa.int32()),
     }
-    unit = write_unit(tmp_path, values, "10:14", [DeadLetter(12, 1, "empty", "")], "chunk")
+    unit = write_unit(tmp_path, values, "10:14", [DeadLetter(12, 1, "empty", "")], {"pool": None})
     found = pa.Table.from_batches(unit.batches())
     assert found["omai_row"].to_pylist() == [10, 10, 10, 11, 13]
     assert found["omai_chunk"].to_pylist() == [0, 1, 2, 0, 0]
     assert len(set(found["omai_id"].to_pylist())) == 5
 
 
-def test_a_column_that_is_called_chunk_is_the_inputs_own_where_texts_are_not_cut(
-    tmp_path: Path,
+@pytest.mark.parametrize("chunking", [None, {"pool": "mean"}])
+def test_a_column_that_is_called_chunk_is_the_inputs_own_where_a_row_has_one_vector(
+    tmp_path: Path, chunking: dict[str, Any] | None
 ) -> None:
-    """Its values are nobody's rows."""
+    """Its values number nothing."""
     values = {"text": ["a", "b"], "chunk": ["x", "y"]}
-    unit = write_unit(tmp_path, values, "0:2", [], "truncate")
+    unit = write_unit(tmp_path, values, "0:2", chunking=chunking)
     found = pa.Table.from_batches(unit.batches())
     assert found["omai_row"].to_pylist() == [0, 1]
     assert found["chunk"].to_pylist() == ["x", "y"]
@@ -463,7 +471,7 @@ def test_a_column_that_is_called_chunk_is_the_inputs_own_where_texts_are_not_cut
 @pytest.mark.parametrize("source_rows", ["0:1", "0:3"])
 def test_rows_that_do_not_add_up_are_not_fed(tmp_path: Path, source_rows: str) -> None:
     """A row under another's number would be worse than none."""
-    unit = write_unit(tmp_path, {"text": ["a", "b"]}, source_rows, [], "truncate")
+    unit = write_unit(tmp_path, {"text": ["a", "b"]}, source_rows)
     with pytest.raises(RunFailed, match="this is a defect"):
         list(unit.batches())
 
@@ -529,6 +537,8 @@ def test_a_sinks_uri_says_what_it_is_and_where(
         ("qdrant+http:///a/docs", "must have a host"),
         ("qdrant+http://host:6333/", "names no table or collection"),
         ("qdrant+http://host:port/docs", "cannot be read"),
+        ("postgresql://u:hidden/x@host/db?table=t", "cannot be read"),
+        ("//u:hidden@host/db", "host/db is of no known kind"),
         ("postgresql://u:hidden@host/db", "names no database and table"),
         ("postgresql://u:hidden@host/?table=docs", "names no database and table"),
     ],
@@ -547,8 +557,8 @@ def test_a_password_is_in_no_message_report_or_ledgers_name(tmp_path: Path) -> N
     )
     assert "hidden" not in repr(first)
     assert first.shown == "postgresql://u@host/db?table=t"
-    feed.FedLedger(tmp_path, first).note("a", "key")
-    assert feed.FedLedger(tmp_path, second).keys == {"a": "key"}
+    feed.FedLedger(Location.parse(tmp_path), first).note(Entry("a", "key"))
+    assert feed.FedLedger(Location.parse(tmp_path), second).has(Entry("a", "key"))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,10 +578,10 @@ def test_a_store_inside_the_output_is_refused(make_job: Job, tmp_path: Path) -> 
 def test_a_damaged_ledger_of_a_sink_is_refused_and_a_torn_line_cut(tmp_path: Path) -> None:
     """As the run's own."""
     target = parse_target("lance:///data/docs")
-    feed.FedLedger(tmp_path, target).note("a", "key")
-    (path,) = (tmp_path / "_run" / "sinks").iterdir()
+    feed.FedLedger(Location.parse(tmp_path), target).note(Entry("a", "key"))
+    (path,) = (tmp_path / "_run" / "sinks").glob("*/ledger.jsonl")
     path.write_bytes(path.read_bytes() + b'{"output": "b", "k')
-    assert feed.FedLedger(tmp_path, target).keys == {"a": "key"}
+    assert feed.FedLedger(Location.parse(tmp_path), target).entries == {"a": Entry("a", "key")}
     path.write_bytes(b"nonsense\n")
     with pytest.raises(ConfigError, match="is damaged"):
-        feed.FedLedger(tmp_path, target)
+        feed.FedLedger(Location.parse(tmp_path), target)
