@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 OPTIONS = {
-    "s3": ("region", "endpoint_override", "scheme", "connect_timeout", "request_timeout",
-           "max_attempts"),
+    "s3": ("region", "endpoint_override", "scheme", "anonymous", "connect_timeout",
+           "request_timeout", "max_attempts"),
     "gs": ("endpoint_override", "scheme", "anonymous", "retry_time_limit"),
 }  # fmt: skip
 ALIASES = {"s3a": "s3", "gcs": "gs"}
@@ -280,16 +280,11 @@ class Location:
 
 
 class Input(io.RawIOBase):
-    """A file or object open for reading, for one thread at a time.
-
-    failure: what went wrong in the store, kept because a parser that reads through this may
-    report it as damage of the content.
-    """
+    """A file or object open for reading, for one thread at a time."""
 
     def __init__(self, location: Location, file: Any) -> None:
         self._location, self._file = location, file
         self.size: int = file.size()
-        self.failure: StorageError | None = None
 
     def readable(self) -> bool:
         """Return True."""
@@ -316,11 +311,9 @@ class Input(io.RawIOBase):
                     content: bytes = self._file.read(None if size is None or size < 0 else size)
                     return content
             except StorageError as error:
-                self.failure = error
                 if _SDK_GAVE_UP not in error.message or attempt == MAX_ATTEMPTS - 1:
                     raise
             time.sleep(random.uniform(0.5, 1) * FIRST_PAUSE_S * 2**attempt)  # noqa: S311
-            self.failure = None
             self.seek(position)
         raise AssertionError("the last attempt returned or raised")
 
@@ -390,6 +383,7 @@ def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
             region = resolve_s3_region(bucket)
     return S3FileSystem(
         **_endpoint(endpoint, options.get("scheme")),
+        anonymous=_flag(bucket, options, "anonymous"),
         region=region or "us-east-1",  # stores that are not Amazon's sign with any
         connect_timeout=_number(bucket, options, "connect_timeout", CONNECT_TIMEOUT_S),
         request_timeout=_number(bucket, options, "request_timeout", REQUEST_TIMEOUT_S),
@@ -406,7 +400,7 @@ def _gcs(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
     limit_s = _number(bucket, options, "retry_time_limit", GCS_RETRY_S)
     return GcsFileSystem(
         **_endpoint(options.get("endpoint_override", ""), options.get("scheme")),
-        anonymous=options.get("anonymous") == "true",
+        anonymous=_flag(bucket, options, "anonymous"),
         retry_time_limit=timedelta(seconds=limit_s),
     )
 
@@ -416,6 +410,14 @@ def _endpoint(url: str, scheme: str | None) -> dict[str, str]:
     given, _, host = url.rpartition("://")
     chosen = scheme or given or "https"
     return {"scheme": chosen, "endpoint_override": host.rstrip("/")} if host else {"scheme": chosen}
+
+
+def _flag(bucket: str, options: dict[str, str], name: str) -> bool:
+    """Return whether an option is on. Raises ConfigError."""
+    text = options.get(name, "false")
+    if text not in ("true", "false"):
+        raise ConfigError(f"bucket {bucket}: {name} is '{text}'; it is true or false")
+    return text == "true"
 
 
 def _number(bucket: str, options: dict[str, str], name: str, default: float) -> float:

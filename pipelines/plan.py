@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
 from pipelines.job import EMBEDDING_COLUMN, digest
-from pipelines.source import InputFile
+from pipelines.source import InputFile, open_parquet
 from pipelines.text_source import TextSource, is_scalar, is_text
 
 FOOTER_THREADS = 8
@@ -85,23 +84,16 @@ def read_footers(files: Sequence[InputFile]) -> tuple[list[Footer], list[Rejecte
 
 def _read_footer(file: InputFile, schemas: dict[bytes, pa.Schema]) -> Footer | RejectedFile:
     """schemas: those seen so far, by their bytes; files of one corpus share a few."""
-    place = Location.parse(file.path)
-    source = None if place.is_local else place.open_input()
     try:
-        with pq.ParquetFile(source or place.path) as parquet:
+        with open_parquet(Location.parse(file.path)) as parquet:
             metadata = parquet.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             schema = parquet.schema_arrow
             return Footer(file, schemas.setdefault(bytes(schema.serialize()), schema), groups)
     except (pa.ArrowException, OSError) as error:
-        if source is not None and source.failure is not None:
-            raise source.failure from None
         if isinstance(error, OSError) and error.errno is not None:
             raise ConfigError(f"{file.path}: {error.strerror or error}") from None
         return RejectedFile(file, str(error))
-    finally:
-        if source is not None:
-            source.close()
 
 
 def check_columns(

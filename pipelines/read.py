@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from omai_ray.storage import Location
 from pipelines.errors import RunFailed
 from pipelines.plan import Unit
+from pipelines.source import open_parquet
 
 SLICE_ROWS = 512
 BUFFER_BYTES = 1 << 20
@@ -62,9 +62,8 @@ class UnitReader:
         stat = place.stat()
         if stat is None or (stat.size, stat.mtime_ns) != (unit.file.size, unit.file.mtime_ns):
             raise RunFailed(f"{place} was changed while the job ran; run it again")
-        self._object = None if place.is_local else place.open_input()
-        self._file = pq.ParquetFile(
-            self._object or place.path,
+        self._file = open_parquet(
+            place,
             buffer_size=BUFFER_BYTES if place.is_local else OBJECT_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
@@ -75,9 +74,7 @@ class UnitReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._object is not None:
-            self._object.close()
+        self._file.close(force=True)
 
     def slices(self) -> Iterator[Slice | DeadLetter]:
         """Yield the unit's rows in order; what cannot be decoded comes as a dead letter.
@@ -110,8 +107,6 @@ class UnitReader:
                 if done == window.rows:
                     return
         except (pa.ArrowException, OSError) as error:
-            if self._object is not None and self._object.failure is not None:
-                raise self._object.failure from None
             if getattr(error, "errno", None) is not None or isinstance(error, MemoryError):
                 raise
             detail = str(error)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
@@ -41,6 +44,14 @@ def find_files(source: str) -> list[InputFile]:
     if not files:
         raise ConfigError(f"{source}: no parquet files here ({', '.join(SUFFIXES)})")
     return sorted(files, key=lambda file: file.name)
+
+
+def open_parquet(place: Location, **options: Any) -> pq.ParquetFile:
+    """Open a parquet file or object, with options of pyarrow's ParquetFile.
+
+    What fails in a store is a StorageError, here and in later reads; bad content is pyarrow's.
+    """
+    return pq.ParquetFile(place.path if place.is_local else place.open_input(), **options)
 
 
 def check_apart(source: str, output: str | os.PathLike[str] | Location) -> None:

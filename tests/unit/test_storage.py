@@ -221,6 +221,12 @@ def test_an_option_that_is_no_positive_number_is_refused(value: str) -> None:
         place.exists()
 
 
+def test_a_flag_is_true_or_false() -> None:
+    """Anything else might be meant either way."""
+    with pytest.raises(ConfigError, match="anonymous is 'yes'; it is true or false"):
+        Location.parse("s3://b/k?region=x&anonymous=yes").exists()
+
+
 def test_a_secret_in_a_uri_is_refused_without_being_repeated() -> None:
     """URIs are shown, logged and kept."""
     with pytest.raises(ConfigError, match="environment") as refused:

@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_job(corpus: Path) -> Callable[..., EmbedJob]:
     """Return a function that makes a job of the corpus."""
 
-    def make(output: Path, **changes: Any) -> EmbedJob:
+    def make(output: Path | str, **changes: Any) -> EmbedJob:
         values: dict[str, Any] = {
             "source": str(corpus),
             "output": output,
