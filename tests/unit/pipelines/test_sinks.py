@@ -435,7 +435,7 @@ def write_unit(
     }
     table = pa.table(values).append_column("embedding", vector).replace_schema_metadata(metadata)
     pq.write_table(table, output / "u.parquet")
-    commit_dead_letters(output, "u.parquet", output, "a.parquet", dead)
+    commit_dead_letters(Location.parse(output), "u.parquet", output, "a.parquet", dead)
     schema = row_schema([table.schema], "f" * 64)
     return CommittedUnit(Location.parse(output), "u.parquet", "k" * 64, "corpus", schema)
 
