@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from omai_ray.storage import Location
+from omai_ray.storage import Location, StorageError
 from pipelines.errors import OutputMismatch
 
 SEGMENT_ENTRIES = 256
@@ -115,6 +117,8 @@ class SegmentLedger:
         self._next = 0
         self._pending: list[Entry] = []
         self._flushed_s = float("-inf")
+        self._late: threading.Timer | None = None
+        self._lock = threading.Lock()
 
     def read(self) -> dict[str, Entry]:
         """Return what stands; many segments become one snapshot."""
@@ -132,23 +136,42 @@ class SegmentLedger:
         return entries
 
     def append(self, entry: Entry) -> None:
-        """Add a line; it is in the store at once, or with the next that comes soon after."""
-        self._pending.append(entry)
-        waited_s = self._clock() - self._flushed_s
-        if len(self._pending) >= SEGMENT_ENTRIES or waited_s >= SEGMENT_S:
-            self.flush()
+        """Add a line; it is in the store at once, or with those that come soon after."""
+        with self._lock:
+            self._pending.append(entry)
+            waited_s = self._clock() - self._flushed_s
+            if len(self._pending) >= SEGMENT_ENTRIES or waited_s >= SEGMENT_S:
+                self._flush()
+            elif self._late is None:
+                self._late = threading.Timer(SEGMENT_S, self._flush_late)
+                self._late.daemon = True
+                self._late.start()
 
     def flush(self) -> None:
         """Write what waits as one object."""
+        with self._lock:
+            self._flush()
+
+    def delete(self) -> None:
+        """Remove every segment."""
+        with self._lock:
+            self._pending = []
+            self._flush()
+        self._remove([stat.name for stat in self._place.list(recursive=False)])
+
+    def _flush(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         if self._pending:
             self._write(self._pending, uuid4().hex[:8])
             self._pending = []
             self._flushed_s = self._clock()
 
-    def delete(self) -> None:
-        """Remove every segment."""
-        self._pending = []
-        self._remove([stat.name for stat in self._place.list(recursive=False)])
+    def _flush_late(self) -> None:
+        """Write what no later entry took along; a failure is the next write's to report."""
+        with suppress(StorageError):
+            self.flush()
 
     def _write(self, entries: Iterable[Entry], label: str) -> None:
         name = f"{self._next:012d}-{label}.jsonl"

@@ -434,6 +434,21 @@ def test_entries_that_come_together_share_a_segment_and_segments_become_one(
     assert SegmentLedger(place).read()["0"].key == "newest"
 
 
+def test_a_late_entry_is_written_though_no_other_follows(
+    at: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a timer; where the store fails then, the end of the run writes it."""
+    started: list[Any] = []
+    monkeypatch.setattr("threading.Timer.start", lambda timer: started.append(timer))
+    place = Location.parse(at("ledger"))
+    ledger = SegmentLedger(place, clock=lambda: 0.0)
+    for name in ("a", "b", "c"):
+        ledger.append(Entry(name, "key"))
+    assert [set(SegmentLedger(place).read()), len(started)] == [{"a"}, 1]
+    started[0].function()
+    assert set(SegmentLedger(place).read()) == {"a", "b", "c"}
+
+
 def test_a_damaged_segment_is_refused_by_name(at: Callable[..., str]) -> None:
     """Guessing what is committed could lose rows."""
     Location.parse(at("out/_run/ledger/000000000000-x.jsonl")).write_bytes(b"not json\n")
