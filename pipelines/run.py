@@ -164,7 +164,7 @@ def _execute(
         report.units_removed = _remove_stale(plan, record)
         _reject_files(plan, record, scratch)
         if feeder:
-            feeder.catch_up(record.entries)
+            feeder.catch_up(record.entries, {unit.output for unit in plan.pending})
         if plan.pending:
             unit_settings = _unit_settings(job, facts, scratch)
             _do_units(
