@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from omai_ray.errors import ConfigError, OMAiError
-from omai_ray.settings import load_settings
+from omai_ray.settings import Settings, load_settings
 from pipelines.embed_corpus import choose_model
 from pipelines.engine import Engine, build_engine
 from pipelines.job import EMBEDDING_COLUMN
@@ -58,13 +58,15 @@ def open_corpus(output: Path) -> tuple[list[Any], dict[str, str]]:
     return files, facts
 
 
-def load_engine(facts: dict[str, str], model: str | None, prompt: str | None) -> Engine:
+def load_engine(
+    facts: dict[str, str], settings: Settings, model: str | None, prompt: str | None
+) -> Engine:
     """Load the model that made the vectors.
 
-    prompt: that of queries, where the model has another one for them. Raises ConfigError where
-    the model found is not the same: its vectors could not be compared.
+    model: its name or place, where the catalog's is another. prompt: that of queries, where the
+    model has another one for them. Raises ConfigError where the model found is not the same: its
+    vectors could not be compared.
     """
-    settings = load_settings(None)
     spec = choose_model(model or facts["omai.model"], settings)
     if prompt is not None:
         spec = spec.model_copy(update={"prompt": prompt})
@@ -133,13 +135,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", type=Path, help="what `omai-ray embed` wrote")
     parser.add_argument("query", help="what to look for")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="rows to show")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML settings, with the catalog"
+    )
     parser.add_argument("--model", help="where the model is, unless it is one of the catalog's")
     parser.add_argument("--prompt", metavar="NAME", help="of the model's prompts, that of queries")
     args = parser.parse_args(argv)
     output = args.output.absolute()
     try:
         files, facts = open_corpus(output)
-        engine = load_engine(facts, args.model, args.prompt)
+        engine = load_engine(facts, load_settings(args.config), args.model, args.prompt)
     except OMAiError as error:
         sys.stderr.write(f"search: {error.message}\n")
         return 1

@@ -177,7 +177,7 @@ def _execute(
         report.units_removed = _remove_stale(plan, record)
         _reject_files(plan, record, scratch)
         if feeder:
-            feeder.catch_up(record.entries)
+            feeder.catch_up(record.entries, {unit.output for unit in plan.pending})
         if plan.pending:
             settings = _unit_settings(job, facts, record.output, scratch, held)
             _do_units(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -83,13 +83,18 @@ class Feeder:
         self._stopped = threading.Event()
         self._failure: OMAiError | None = None
 
-    def catch_up(self, entries: Mapping[str, Entry]) -> None:
-        """Have the sink lose what the output no longer has, and get what was committed before."""
+    def catch_up(self, entries: Mapping[str, Entry], pending: Collection[str]) -> None:
+        """Have the sink lose what the output no longer has, and get what was committed before.
+
+        pending: units that are about to be done again, whose files may change at any time; they
+        are fed by `add` once they are committed.
+        """
         for name in list(self._ledger.entries):  # which the thread changes
-            if name not in entries or entries[name].bytes is None:
+            if name not in pending and (name not in entries or entries[name].bytes is None):
                 self._pool.submit(self._feed, Entry(name, key="", removed=True))
-        for entry in entries.values():
-            self.add(entry)
+        for name, entry in entries.items():
+            if name not in pending:
+                self.add(entry)
 
     def add(self, entry: Entry) -> None:
         """Have a committed unit fed. Raises RunFailed where an earlier one could not be."""

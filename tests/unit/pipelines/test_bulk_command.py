@@ -285,3 +285,16 @@ def test_an_address_where_no_ray_listens_is_refused_at_once(make_job: Job, addre
         RayExecutor(make_job(address=address)),
     ):
         pass
+
+
+def test_a_sink_is_the_jobs_and_a_bad_one_is_refused_in_a_line(
+    settings: Settings, report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report says what it was fed."""
+    job = command._job(parse("--sink", "/data/docs.lance"), settings, None)
+    assert job.sink is not None
+    assert (job.sink.kind, job.sink.name) == ("lance", "docs.lance")
+    assert command.run(parse("--sink", "mysql://host/db"), settings) == 1
+    assert capsys.readouterr().err.startswith("omai-ray: sink mysql://… is of no known kind")
+    report.sink, report.sink_rows = job.sink.shown, 1234
+    assert "/data/docs.lance: 1,234 rows fed" in report.to_text()

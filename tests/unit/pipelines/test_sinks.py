@@ -190,6 +190,26 @@ def test_a_changed_file_replaces_its_rows_and_a_file_that_is_gone_takes_them_alo
     assert texts(store) == {("a.parquet", 0, 0): "new"}
 
 
+def test_a_unit_that_is_to_be_done_again_is_fed_once_it_is(
+    store: Store, write_corpus: Corpus, fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the file that is there until then, nor from one that is not."""
+    write_corpus({"a.parquet": ["old", "w1"], "b.parquet": ["w2"]})
+    fill(sink=None)
+    write_corpus({"a.parquet": ["new", None]})
+    (tmp_path / "out" / "b.parquet").unlink()
+    batches, fed = CommittedUnit.batches, []
+
+    def note(unit: CommittedUnit) -> Iterator[pa.RecordBatch]:
+        fed.append(unit.id)
+        return batches(unit)
+
+    monkeypatch.setattr(CommittedUnit, "batches", note)
+    fill()
+    assert texts(store) == {("a.parquet", 0, 0): "new", ("b.parquet", 0, 0): "w2"}
+    assert len(fed) == 2
+
+
 def test_a_file_that_can_no_longer_be_read_leaves_the_sink(
     store: Store, write_corpus: Corpus, fill: Fill
 ) -> None:
