@@ -36,7 +36,7 @@ from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequ
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
-from omai_ray.priority import PRIORITIES, Priority
+from omai_ray.priority import PRIORITIES, GaveWay, Priority
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _SWITCH_S = 0.0005
@@ -69,10 +69,6 @@ class Runner(Protocol):
         Returns float32 [N, V]: the logits after each of the N pieces that are the last of their
         sequence, in order. The next call may overwrite them.
         """
-
-
-class _GaveWay(Exception):
-    """A batch's step was left undone, because somebody online has come."""
 
 
 class BatchingEngine:
@@ -250,7 +246,7 @@ class BatchingEngine:
         self._gives_way = plan.gives_way
         try:
             return self._step(plan.pieces) if plan.pieces else []
-        except _GaveWay:
+        except GaveWay:
             return []
         except Exception:  # found out below whose fault it is
             _log.exception("a chat step failed")
@@ -259,7 +255,7 @@ class BatchingEngine:
 
     def _give_way(self) -> None:
         if self._gives_way and self._somebody_came:
-            raise _GaveWay
+            raise GaveWay
 
     def _take_up(self) -> bool:
         """Wait for work, and take up what callers asked for; False once drained."""
