@@ -26,7 +26,7 @@ _SURE = 4.0
 _BLOCK_S = 5  # replicas report once a second, at moments of their own
 _NEWEST = 0.02
 _MOST_DISPERSION = 16.0  # a step's own height is no noise
-_NEGLIGIBLE = 1e-7
+_NEGLIGIBLE = 1e-7  # of a chance: without end, the highest rates would count for too much
 
 
 @dataclass(frozen=True, slots=True)
