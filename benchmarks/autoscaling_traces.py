@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+CLUMPS = 16  # the variance of a clump's height is 1 / CLUMPS
+CLUMP_S = 2
+
 
 def diurnal(seconds: int, mean: float, rng: random.Random) -> list[float]:
     """Return a day and its night: a sine from 0.4 to 1.6 of the mean, wandering by some percent."""
@@ -28,8 +31,8 @@ def flash_crowd(seconds: int, mean: float, rng: random.Random) -> list[float]:
     return rates
 
 
-def bursty(seconds: int, mean: float, rng: random.Random) -> list[float]:
-    """Return bursts of 3 to 8 minutes with 25 to 50 % more, and clumps of arrivals all the time.
+def bursts(seconds: int, mean: float, rng: random.Random) -> list[float]:
+    """Return bursts of 3 to 8 minutes with 25 to 50 % more.
 
     A burst comes within half a minute, a quarter of an hour after the one before.
     """
@@ -40,10 +43,19 @@ def bursty(seconds: int, mean: float, rng: random.Random) -> list[float]:
         for second in range(int(at), min(int(at + length), seconds)):
             rates[second] += mean * height * min((second - at) / 30, 1.0)
         at += length
-    for second in range(0, seconds, 2):
-        clump = rng.gammavariate(16, 1 / 16)
-        rates[second : second + 2] = [rate * clump for rate in rates[second : second + 2]]
+    return rates
+
+
+def bursty(seconds: int, mean: float, rng: random.Random) -> list[float]:
+    """Return these bursts, with clumps of arrivals all the time."""
+    rates = bursts(seconds, mean, rng)
+    for second in range(0, seconds, CLUMP_S):
+        clump = rng.gammavariate(CLUMPS, 1 / CLUMPS)
+        clumped = slice(second, second + CLUMP_S)
+        rates[clumped] = [rate * clump for rate in rates[clumped]]
     return rates
 
 
 TRACES = {"diurnal": diurnal, "flash_crowd": flash_crowd, "bursty": bursty}
+# From the same seed, the rates without their clumps.
+EXPECTED = {**TRACES, "bursty": bursts}

@@ -47,7 +47,7 @@ class Replicas(BaseModel):
     max: Annotated[int, Field(ge=1)] = 1
     target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
     target_wait_s: Annotated[float, Field(ge=0.1, le=600)] = 5.0
-    scale_down_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    scale_down_s: Annotated[float, Field(ge=1, le=86_400)] = 15.0
     scale_to_zero_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
 

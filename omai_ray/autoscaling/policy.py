@@ -1,8 +1,9 @@
 """How many replicas a model should have now.
 
-What arrives, in tokens a second, is set against what a full replica does, both as measured. On top
-come the room that queueing theory asks for, and what has queued. More replicas are asked for at
-once, fewer only when the last minutes would have done with fewer. See docs/autoscaling.md.
+What may arrive, in tokens a second, is set against what a full replica does, both as measured: the
+fewest replicas with which queueing theory expects few enough late answers, and more for what has
+queued. More replicas are asked for at once, fewer when the last seconds would have done with fewer.
+See docs/autoscaling.md.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from omai_ray.autoscaling.demand import Demand
+from omai_ray.autoscaling.demand import Demand, Forecaster
 from omai_ray.autoscaling.load import ReplicaLoad
 from omai_ray.autoscaling.throughput import ThroughputCurve
 
 # Reports come once a second: what is older than this has been reported by every replica.
-_REPORTED_S = 2
+REPORTED_S = 2
 _FIRST_STARTUP_S = 10.0
 _LONGEST_STARTUP_S = 900.0
-# A backlog is to be gone within this many of the waits that are allowed.
-_DRAIN_WAITS = 12.0
+# What was asked for before the policy began stays so long: those who end first had short answers.
+_UNKNOWN_S = 60.0
+# A backlog is to be gone within this many of the waits that are allowed, or a replica's start.
+_DRAIN_WAITS = 6.0
+# More replicas are asked for when, with those that there are, so many times the allowed share may
+# be late; fewer, when with fewer no more than that share may be. Between the two none moves.
+_TOO_LATE = 4.0
 _HALF_LIFE_REQUESTS = 2000
 
 
@@ -39,7 +45,7 @@ class Targets:
     full_requests: float
     wait_s: float = 5.0
     late: float = 0.05
-    scale_down_s: float = 60.0
+    scale_down_s: float = 15.0
     idle_s: float = 300.0
 
 
@@ -60,13 +66,30 @@ class Snapshot:
     loads: Mapping[str, ReplicaLoad]
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the rate of arriving work may be, in tokens/s, and the chance of each.
+
+    burst_tokens: the variance of a second's work, in tokens^2, is so many times the rate.
+    """
+
+    rates: tuple[float, ...]
+    chances: tuple[float, ...]
+    burst_tokens: float
+
+    @property
+    def mean(self) -> float:
+        """Return the rate that is to be expected."""
+        return sum(map(float.__mul__, self.rates, self.chances))
+
+
 class ReplicaPolicy:
     """Decides again and again, for one model. Keeps what it has seen."""
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: Targets, demand: Forecaster | None = None) -> None:
         self._targets = targets
         self._curve = ThroughputCurve(targets.full_requests)
-        self._demand = Demand()
+        self._demand = demand or Demand()
         self._last: dict[str, ReplicaLoad] = {}
         self._arrivals: dict[int, list[float]] = {}  # second -> tokens, requests
         self._next_second: int | None = None
@@ -76,18 +99,22 @@ class ReplicaPolicy:
         self._busy_at: float | None = None
         self._startup_s = _FIRST_STARTUP_S
         self._starting: tuple[float, int] | None = None  # since when, up to how many
+        self._first = (0.0, 0)  # until when what was asked for before stays, and how much it was
 
     def decide(self, seen: Snapshot) -> int:
         """Return the replicas that there should be, within min and max."""
         targets = self._targets
         if self._busy_at is None:  # what was asked for before this policy began is kept for a while
             self._busy_at = seen.now_s
-            self._wanted.append((seen.now_s, seen.target))
+            self._first = (seen.now_s + max(_UNKNOWN_S, self._targets.scale_down_s), seen.target)
         self._time_startup(seen)
         self._take_in(seen)
         if seen.ongoing_requests > 0:
             self._busy_at = seen.now_s
-        wanted = self._keep(seen.now_s, self._enough(seen))
+        least, enough = self._enough(seen)
+        if seen.now_s < self._first[0]:
+            least = max(least, self._first[1])
+        wanted = max(least, min(seen.target, self._keep(seen.now_s, enough)))
         idle = seen.now_s - self._busy_at >= targets.idle_s
         least = targets.min_replicas if idle or not seen.running else max(1, targets.min_replicas)
         if not seen.running and not seen.ongoing_requests:
@@ -96,20 +123,42 @@ class ReplicaPolicy:
             wanted = min(wanted, 1) if targets.min_replicas else 0
         return min(max(wanted, least), targets.max_replicas)
 
-    def _enough(self, seen: Snapshot) -> int:
-        """Return the replicas that the present work asks for."""
+    def _enough(self, seen: Snapshot) -> tuple[int, int]:
+        """Return the replicas that the present work asks for, and those that may be kept for it."""
         full = self._curve.full_tokens_per_s
-        if full is None:  # nothing is known yet but how many requests there are
+        arriving = self._arriving()
+        if full is None or arriving is None:  # nothing is known yet but how many requests there are
             online = seen.ongoing_requests - sum(load.batch for load in seen.loads.values())
-            return math.ceil(max(0.0, online) / self._targets.full_requests)
-        forecast = self._demand.forecast(self._answers.mean, self._startup_s)
-        needed = room_for(
-            forecast.tokens_per_s,
-            forecast.variance,
-            self._targets.wait_s,
-            self._targets.late,
+            least = math.ceil(max(0.0, online) / self._targets.full_requests)
+            return least, least
+        backlog = self._backlog(seen, full)
+        late = self._targets.late
+        least = self._least(arriving, backlog, full, 1, _TOO_LATE * late)
+        return least, self._least(arriving, backlog, full, least, late)
+
+    def _least(self, arriving: Work, backlog: float, full: float, least: int, late: float) -> int:
+        """Return the fewest replicas, not below `least`, with which such a share may be late."""
+        least = max(least, math.ceil((arriving.mean + backlog) / full - 1e-9))
+        while least < self._targets.max_replicas:
+            if late_share(arriving, least * full - backlog, self._targets.wait_s) <= late:
+                break
+            least += 1
+        return least
+
+    def _arriving(self) -> Work | None:
+        """Return the work that may arrive when replicas asked for now serve; None: not known."""
+        answers = self._answers.mean
+        tokens = self._prompts.mean + answers
+        forecast = self._demand.forecast(self._startup_s)
+        if forecast is None or not tokens:
+            return None
+        # Answers' lengths are not seen as they arrive; exponentially distributed ones add this.
+        unseen = (answers / tokens) ** 2
+        return Work(
+            tuple(rate * tokens for rate in forecast.rates),
+            forecast.chances,
+            (forecast.dispersion + unseen) * tokens,
         )
-        return math.ceil((needed + self._backlog(seen, full)) / full - 1e-9)
 
     def _backlog(self, seen: Snapshot, full: float) -> float:
         """Return the tokens/s that are needed beside what arrives, to answer what waits too long.
@@ -121,11 +170,11 @@ class ReplicaPolicy:
         queued = sum(load.queued_tokens + load.queued * self._answers.mean for load in loads)
         queued += seen.unassigned_requests * (self._prompts.mean + self._answers.mean)
         excess = queued - seen.running * full * wait_s / 2
-        return max(0.0, excess) / (_DRAIN_WAITS * wait_s)
+        return max(0.0, excess) / max(_DRAIN_WAITS * wait_s, self._startup_s)
 
     def _keep(self, now_s: float, wanted: int) -> int:
         """Return the most that was wanted lately."""
-        kept_s = max(self._targets.scale_down_s, self._startup_s)
+        kept_s = max(self._targets.scale_down_s, self._startup_s / 2)
         while self._wanted and self._wanted[-1][1] <= wanted:
             self._wanted.pop()
         self._wanted.append((now_s, wanted))
@@ -148,9 +197,11 @@ class ReplicaPolicy:
             if seen.loads:
                 self._next_second = math.floor(seen.now_s)
             return
-        while self._next_second + 1 + _REPORTED_S <= seen.now_s:
+        while self._next_second + 1 + REPORTED_S <= seen.now_s:
             tokens, requests = self._arrivals.pop(self._next_second, (0.0, 0.0))
-            self._demand.add_second(tokens, requests, self._answers.mean)
+            mean = self._prompts.mean + self._answers.mean
+            work = tokens + requests * self._answers.mean
+            self._demand.add_second(work / mean if mean else requests)
             self._next_second += 1
 
     def _learn(self, last: ReplicaLoad, load: ReplicaLoad) -> None:
@@ -209,12 +260,17 @@ class _Mean:
         return self._sum / self._count if self._count else 0.0
 
 
-def room_for(tokens_per_s: float, variance: float, wait_s: float, late: float) -> float:
-    """Return the tokens/s that answer an arriving stream in time, but for a share `late` of it.
+def late_share(arriving: Work, capacity: float, wait_s: float) -> float:
+    """Return the share of arriving work that waits longer than wait_s.
 
-    variance: of the arriving tokens, in tokens^2/s. In heavy traffic the time that work waits is
-    exponentially distributed (Kingman 1961): with capacity C and load D it exceeds w with
-    probability exp(-2 (C - D) C w / variance). This is solved for C.
+    In heavy traffic the time that work waits is exponentially distributed (Kingman 1961): with
+    capacity C and load D, and a variance v of the load, it exceeds w with probability
+    exp(-2 (C - D) C w / v).
     """
-    room = variance * math.log(1 / late) / (2 * wait_s)
-    return (tokens_per_s + math.sqrt(tokens_per_s**2 + 4 * room)) / 2
+    late = total = 0.0
+    for rate, chance in zip(arriving.rates, arriving.chances, strict=True):
+        total += rate * chance
+        room = max(0.0, capacity - rate)
+        exponent = 2 * room * capacity * wait_s / (arriving.burst_tokens * rate)
+        late += rate * chance * math.exp(-exponent)
+    return late / total

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.autoscaling_simulator import Model, Outcome, Request, requests_of, simulate
 from benchmarks.autoscaling_traces import flash_crowd
 from omai_ray.autoscaling.load import ReplicaLoad, ReplicaMeter
-from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets, room_for
+from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets, Work, late_share
 
 MODEL = Model()
 REQUESTS_PER_S = MODEL.full_tokens_per_s / MODEL.tokens  # that fill one replica
@@ -146,14 +146,32 @@ def test_what_ran_before_the_policy_began_is_kept_for_a_while() -> None:
     policy = ReplicaPolicy(Targets(1, 9, 4, scale_down_s=30))
     idle = {str(n): ReplicaLoad(0.0) for n in range(5)}
     assert 5 == policy.decide(Snapshot(0.0, 5, 5, 0.0, 0.0, idle))
-    assert 5 == policy.decide(Snapshot(29.0, 5, 5, 0.0, 0.0, idle))
-    assert 1 == policy.decide(Snapshot(31.0, 5, 5, 0.0, 0.0, idle))
+    assert 5 == policy.decide(Snapshot(59.0, 5, 5, 0.0, 0.0, idle))
+    assert 1 == policy.decide(Snapshot(61.0, 5, 5, 0.0, 0.0, idle))
 
 
-def test_room_grows_with_the_streams_variance_and_shrinks_with_the_wait_allowed() -> None:
-    """An even stream needs none; the closed form solves its own equation."""
-    assert 100.0 == room_for(100.0, 0.0, 5.0, 0.05)
-    capacity = room_for(1000.0, 5e4, 5.0, 0.05)
-    late = math.exp(-2 * (capacity - 1000.0) * capacity * 5.0 / 5e4)
-    assert 0.05 == pytest.approx(late)
-    assert capacity > room_for(1000.0, 5e4, 10.0, 0.05)
+def test_fewer_replicas_have_to_be_enough_for_as_long_as_asked() -> None:
+    """A lull that is shorter takes none away."""
+    lasting = [20.0 if second < 300 or second >= 380 else 4.0 for second in range(480)]
+    kept = run(lasting.__getitem__, 480, initial=22, targets=Targets(1, 50, 16, scale_down_s=120))
+    gone = run(lasting.__getitem__, 480, initial=22, targets=Targets(1, 50, 16))
+    assert min(asked(kept, 300, 380)) >= 20 > 12 > min(asked(gone, 300, 380))
+
+
+def test_the_same_load_known_for_certain_needs_fewer_replicas() -> None:
+    """Rates that it may be count by their chance; a share of those above the capacity is late."""
+    certain = Work((1000.0,), (1.0,), 300.0)
+    unsure = Work((700.0, 1300.0), (0.5, 0.5), 300.0)
+    assert 1000.0 == certain.mean == unsure.mean
+    assert late_share(certain, 1200.0, 5.0) < 0.05 < late_share(unsure, 1200.0, 5.0)
+    assert 1.0 == late_share(certain, 900.0, 5.0)
+
+
+def test_late_work_is_less_with_room_with_even_arrivals_and_with_longer_waits() -> None:
+    """As heavy traffic has it: exp(-2 (C - D) C w / v)."""
+    work = Work((1000.0,), (1.0,), 300.0)
+    late = late_share(work, 1100.0, 5.0)
+    assert math.exp(-2 * 100 * 1100 * 5 / 300_000) == pytest.approx(late)
+    assert late > late_share(work, 1200.0, 5.0)
+    assert late > late_share(work, 1100.0, 10.0)
+    assert late > late_share(Work((1000.0,), (1.0,), 200.0), 1100.0, 5.0)
