@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -45,11 +46,16 @@ def output_schema(
     names = schema.names if columns is None else columns
     value_type = pa.float32() if dtype == "float32" else pa.float16()
     embedding = pa.field(EMBEDDING_COLUMN, pa.list_(value_type, dimension), nullable=False)
-    metadata = {
+    metadata = footer_metadata(provenance)
+    return pa.schema([*(schema.field(name) for name in names), embedding], metadata=metadata)
+
+
+def footer_metadata(provenance: dict[str, Any]) -> dict[str, str]:
+    """Return provenance as a data file's footer has it."""
+    return {
         f"omai.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for key, value in provenance.items()
     }
-    return pa.schema([*(schema.field(name) for name in names), embedding], metadata=metadata)
 
 
 def attach_vectors(embedded: Embedded, schema: pa.Schema) -> pa.RecordBatch:
@@ -102,17 +108,17 @@ class UnitWriter:
         if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
 
-    def commit(self, file: str, dead: Sequence[DeadLetter]) -> int:
-        """Make the unit's rows and dead letters visible; return the data file's bytes.
+    def commit(self, file: str, dead: Sequence[DeadLetter]) -> tuple[int, str]:
+        """Make the unit's rows and dead letters visible; return the data file's bytes and SHA-256.
 
         The data file comes last: where it is, its dead letters are.
         """
         self._flush()
         self._writer.close()
-        size = self._temporary.stat().st_size
+        size, sha256 = self._temporary.stat().st_size, hash_file(self._temporary)
         commit_dead_letters(self._output, self._name, self._scratch, file, dead)
         _publish(self._temporary, self._output / self._name)
-        return size
+        return size, sha256
 
     def abort(self) -> None:
         """Drop what was written; harmless after `commit`."""
@@ -140,9 +146,20 @@ def commit_dead_letters(
 
 def write_json(path: Path, value: object) -> None:
     """Replace a small JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     _publish(temporary, path)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _publish(temporary: Path, target: Path) -> None:

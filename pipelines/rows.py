@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.engine import Engine
+from pipelines.engine import Engine, TextEngine
 from pipelines.job import OnLong, VectorDtype
 from pipelines.read import DeadLetter, Slice
 
@@ -66,7 +66,7 @@ def bisect(
         yield first, len(items), result
 
 
-def prepare(part: Slice, column: str, engine: Engine, on_long: OnLong) -> Prepared:
+def prepare(part: Slice, column: str, engine: TextEngine, on_long: OnLong) -> Prepared:
     """Tokenise a slice's texts; null, empty and undecodable ones become dead letters."""
     started = time.perf_counter()
     dead: dict[int, tuple[str, str]] = {}
@@ -110,7 +110,7 @@ def _text(value: pa.Scalar) -> str | UnicodeDecodeError | None:
 
 
 def _tokenise(
-    texts: dict[int, str], engine: Engine, dead: dict[int, tuple[str, str]]
+    texts: dict[int, str], engine: TextEngine, dead: dict[int, tuple[str, str]]
 ) -> dict[int, list[int]]:
     rows = list(texts)
     ids: dict[int, list[int]] = {}
@@ -123,7 +123,7 @@ def _tokenise(
 
 
 def _fit(
-    ids: dict[int, list[int]], engine: Engine, on_long: OnLong, dead: dict[int, tuple[str, str]]
+    ids: dict[int, list[int]], engine: TextEngine, on_long: OnLong, dead: dict[int, tuple[str, str]]
 ) -> int:
     """Cut or refuse what is above the model's context; return how many were cut."""
     long = [row for row, tokens in ids.items() if len(tokens) > engine.context]

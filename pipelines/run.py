@@ -26,8 +26,11 @@ from pipelines.plan import (
 from pipelines.progress import Progress, Snapshot
 from pipelines.read import DeadLetter
 from pipelines.report import Report
+from pipelines.report_page import render_page
 from pipelines.run_record import Entry, RunRecord, lease
 from pipelines.source import check_apart, find_files
+from pipelines.timeline import Timeline
+from pipelines.tombstones import bury
 from pipelines.unit import UnitResult, UnitSettings
 
 Tick = Callable[[int, int, int], None]
@@ -87,9 +90,10 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
             facts = executor.describe()
             settings = describe_output(job) | {"embedding_fingerprint": facts.fingerprint}
             if job.overwrite:
+                bury(record, record.entries.values(), "removed")
                 record.clear()
             record.check_settings(settings)
-            plan = make_plan(job, footers, rejected, record, settings)
+            plan = make_plan(job, footers, rejected, record, settings, provenance(job, facts))
             return _execute(job, plan, record, executor, facts, progress, began)
 
 
@@ -99,8 +103,12 @@ def make_plan(
     rejected: list[RejectedFile],
     record: RunRecord,
     settings: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> Plan:
-    """Return the units, cut as the run here was if there is one."""
+    """Return the units, cut as the run here was if there is one.
+
+    provenance: what the footers of all data files are to say.
+    """
     total_rows = sum(footer.rows for footer in footers)
     kept = (record.manifest or {}).get("unit_rows")
     unit_rows = job.unit_rows or kept or choose_unit_rows(total_rows)
@@ -111,8 +119,26 @@ def make_plan(
         units=units,
         pending=[unit for unit in units if not record.is_committed(unit.output, unit.key)],
         rejected=rejected,
-        manifest={"settings": settings, "unit_rows": unit_rows, "files": files},
+        manifest={
+            "settings": settings,
+            "provenance": provenance,
+            "unit_rows": unit_rows,
+            "files": files,
+        },
     )
+
+
+def provenance(job: EmbedJob, facts: EngineFacts) -> dict[str, Any]:
+    """Return what the footers of all data files say of how their vectors were made."""
+    return {
+        "model": job.model.name,
+        "embedding_fingerprint": facts.fingerprint,
+        "embedding_provenance": facts.provenance,
+        "dimension": facts.dimension,
+        "unit_length": facts.unit_length,
+        "text_column": job.column,
+        "on_long": job.on_long,
+    }
 
 
 def _execute(
@@ -133,6 +159,7 @@ def _execute(
         files=len(plan.manifest["files"]),
         units_skipped=len(plan.units) - len(plan.pending),
         actors=min(executor.actors, len(plan.pending)),
+        price_per_hour=job.price_per_hour,
     )
     if plan.pending or record.manifest != plan.manifest:
         record.write_manifest(plan.manifest)
@@ -140,37 +167,58 @@ def _execute(
         report.units_removed = _remove_stale(plan, record)
         _reject_files(plan, record, scratch)
         if plan.pending:
-            unit_settings = _unit_settings(job, facts, scratch)
+            unit_settings = _unit_settings(job, plan, scratch)
             _do_units(plan.pending, unit_settings, record, executor, progress, report, began)
     report.total(record.entries.values())
     _check_complete(plan, record, report)
+    if plan.pending:
+        record.write_report(report.to_dict(), render_page(report))
     if report.ok:
         record.write_success(report.to_dict())
     return report
 
 
-def _remove_stale(plan: Plan, record: RunRecord) -> int:
-    """Remove what files that are gone, or were cut otherwise, left in the output."""
+def find_stale(plan: Plan, record: RunRecord) -> list[Entry]:
+    """Return what files that are gone, or were cut otherwise, left in the output."""
     planned = {unit.output for unit in plan.units} | {r.file.name for r in plan.rejected}
-    stale = [name for name in record.entries if name not in planned]
-    for name in stale:
-        record.remove(name)
+    return [entry for name, entry in record.entries.items() if name not in planned]
+
+
+def _remove_stale(plan: Plan, record: RunRecord) -> int:
+    """Remove what is stale; note what goes, and what files that changed will take the place of."""
+    stale = find_stale(plan, record)
+    bury(record, stale, "removed")
+    bury(record, _find_replaced(plan, record), "replaced")
+    for entry in stale:
+        record.remove(entry.output)
     return len(stale)
+
+
+def _find_replaced(plan: Plan, record: RunRecord) -> list[Entry]:
+    keys = {unit.output: unit.key for unit in plan.pending}
+    keys |= {reject.file.name: _rejected_key(reject) for reject in plan.rejected}
+    return [
+        entry for name, entry in record.entries.items() if keys.get(name, entry.key) != entry.key
+    ]
 
 
 def _reject_files(plan: Plan, record: RunRecord, scratch: Path) -> None:
     for reject in plan.rejected:
         file = reject.file
-        key = digest([*file_identity(file), "unreadable"])
+        key = _rejected_key(reject)
         if record.is_committed(file.name, key):
             continue
         (record.output / file.name).unlink(missing_ok=True)
         letter = DeadLetter(None, None, "unreadable_footer", reject.detail)
         commit_dead_letters(record.output, file.name, scratch, file.name, [letter])
-        record.append(Entry(file.name, key, dead_files=1))
+        record.append(Entry(file.name, key, source=file.name, dead_files=1))
 
 
-def _unit_settings(job: EmbedJob, facts: EngineFacts, scratch: Path) -> UnitSettings:
+def _rejected_key(reject: RejectedFile) -> str:
+    return digest([*file_identity(reject.file), "unreadable"])
+
+
+def _unit_settings(job: EmbedJob, plan: Plan, scratch: Path) -> UnitSettings:
     return UnitSettings(
         output=job.output.absolute(),
         scratch=scratch.absolute(),
@@ -178,13 +226,7 @@ def _unit_settings(job: EmbedJob, facts: EngineFacts, scratch: Path) -> UnitSett
         columns=job.columns,
         on_long=job.on_long,
         dtype=job.dtype,
-        provenance={
-            "model": job.model.name,
-            "embedding_fingerprint": facts.fingerprint,
-            "embedding_provenance": facts.provenance,
-            "text_column": job.column,
-            "on_long": job.on_long,
-        },
+        provenance=plan.manifest["provenance"],
     )
 
 
@@ -200,7 +242,7 @@ def _do_units(
     rows_total = sum(unit.rows for unit in units)
     skipped = f", {report.units_skipped:,} units committed before" if report.units_skipped else ""
     progress.stage(f"{rows_total:,} rows in {len(units):,} units, {report.actors} actors{skipped}")
-    tick = _ticker(progress, rows_total)
+    tick = _ticker(progress, report.timeline, rows_total)
     first, last = float("inf"), 0.0
     with closing(executor.run(units, settings, tick)) as results:
         for result in results:
@@ -212,13 +254,14 @@ def _do_units(
     report.startup_s, report.run_s = first - began, last - first
 
 
-def _ticker(progress: Progress, rows_total: int) -> Tick:
+def _ticker(progress: Progress, timeline: Timeline, rows_total: int) -> Tick:
     started: list[float] = []
 
     def tick(rows: int, tokens: int, dead: int) -> None:
         started.append(time.monotonic())
         del started[1:]
         elapsed_s = time.monotonic() - started[0]
+        timeline.add(elapsed_s, rows, tokens)
         progress.update(Snapshot(rows, rows_total, tokens, dead, elapsed_s))
 
     return tick

@@ -4,6 +4,8 @@
     OUT/_dead_letters/<same names>      rows that were not written, and why
     OUT/_run/manifest.json              what the run is: settings and input files
     OUT/_run/ledger.jsonl               one line for each committed or removed unit
+    OUT/_run/tombstones.jsonl           rows that were there once: pipelines/tombstones.py
+    OUT/_run/report.json, report.html   what the last run that had work to do did
     OUT/_run/lease                      held, with flock, by the process at work
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last
@@ -26,10 +28,11 @@ from typing import Any
 from uuid import uuid4
 
 from omai_ray.errors import ConfigError
-from pipelines.commit import DEAD_LETTERS, sync, write_json
+from pipelines.commit import DEAD_LETTERS, sync, write_json, write_text
 from pipelines.errors import OutputInUse, OutputMismatch
 
 RUN, SCRATCH, SUCCESS = "_run", "_tmp", "_SUCCESS.json"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,21 @@ class Entry:
     """A ledger line: what stands in the output under a name.
 
     removed: nothing does any more. dead_files: 1 where a whole input file was dead-lettered.
-    bytes: size of the data file; None where there is none.
+    source, first_row: whose rows they are: the input file's name, and from which row on.
+    bytes, sha256: of the data file; None and empty where there is none.
     """
 
     output: str
     key: str
+    source: str = ""
+    first_row: int = 0
     rows: int = 0
     written: int = 0
     dead: int = 0
     truncated: int = 0
     tokens: int = 0
     bytes: int | None = None
+    sha256: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
     dead_files: int = 0
     removed: bool = False
@@ -61,7 +68,7 @@ def lease(output: Path) -> Iterator[None]:
     naming the holder, OutputMismatch for a directory with other content, ConfigError for one
     that cannot be made.
     """
-    _check_ours(output)
+    check_ours(output)
     try:
         (output / RUN).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output / RUN / "lease", os.O_RDWR | os.O_CREAT, 0o644)
@@ -82,7 +89,8 @@ def lease(output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _check_ours(output: Path) -> None:
+def check_ours(output: Path) -> None:
+    """Raise ConfigError for what is no directory, OutputMismatch for one with other content."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is not a directory")
     if not output.is_dir() or (output / RUN / "manifest.json").exists():
@@ -96,10 +104,14 @@ def _check_ours(output: Path) -> None:
 
 
 class RunRecord:
-    """The records of the run in one output directory; used under its lease."""
+    """The records of the run in one output directory; used under its lease.
 
-    def __init__(self, output: Path) -> None:
+    mend: drop a torn last line; False leaves all as it is, and needs no lease.
+    """
+
+    def __init__(self, output: Path, *, mend: bool = True) -> None:
         self.output = output
+        self._mend = mend
         self._manifest_path = output / RUN / "manifest.json"
         self._ledger_path = output / RUN / "ledger.jsonl"
         self.manifest = self._read_manifest()
@@ -120,7 +132,7 @@ class RunRecord:
             return {}
         content = self._ledger_path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        if whole < len(content) and self._mend:
             os.truncate(self._ledger_path, whole)
         try:
             lines = [Entry(**json.loads(line)) for line in content[:whole].splitlines()]
@@ -129,13 +141,19 @@ class RunRecord:
         latest = {entry.output: entry for entry in lines}
         return {name: entry for name, entry in latest.items() if not entry.removed}
 
+    def differences(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that the run here had otherwise: name -> (then, now)."""
+        before = (self.manifest or {}).get("settings", settings)
+        return {
+            key: (before.get(key), now) for key, now in settings.items() if before.get(key) != now
+        }
+
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputMismatch, naming what differs, where the run here was of another kind."""
-        before = (self.manifest or {}).get("settings", settings)
-        differing = [key for key in settings if before.get(key) != settings[key]]
+        differing = self.differences(settings)
         if differing:
             changes = "; ".join(
-                f"{key} was {before.get(key)!r} and is now {settings[key]!r}" for key in differing
+                f"{key} was {then!r} and is now {now!r}" for key, (then, now) in differing.items()
             )
             raise OutputMismatch(
                 f"output {self.output} holds a run with other settings: {changes}. "
@@ -203,6 +221,22 @@ class RunRecord:
     def sweep(self) -> None:
         """Delete uncommitted files."""
         shutil.rmtree(self.output / SCRATCH, ignore_errors=True)
+
+    def write_report(self, summary: dict[str, Any], page: str) -> None:
+        """Keep what the last run that had work to do did."""
+        write_json(self.output / RUN / REPORT, summary)
+        write_text(self.output / RUN / "report.html", page)
+
+    def read_report(self) -> dict[str, Any] | None:
+        """Return what `write_report` kept, None where there is nothing."""
+        path = self.output / RUN / REPORT
+        try:
+            report: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OutputMismatch(f"{path} is damaged: {error}") from None
+        return report
 
     def write_success(self, summary: dict[str, Any]) -> None:
         """Mark the output complete."""

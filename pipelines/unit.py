@@ -19,6 +19,7 @@ from pipelines.read import DeadLetter, Slice, UnitReader
 from pipelines.rows import Prepared, embed, prepare
 
 SLICES_AHEAD = 2
+LENGTH_BINS = 24
 
 Item = TypeVar("Item")
 Report = Callable[[int, int, int], None]
@@ -39,16 +40,27 @@ class UnitSettings:
 
 @dataclass
 class UnitResult:
-    """What became of a unit; durations in seconds, started and ended as time.time()."""
+    """What became of a unit; durations in seconds, started and ended as time.time().
+
+    source, first_row: whose rows they are, and from which on. forward_tokens, computed_tokens:
+    what the engine was run on, without and with padding. lengths: texts by their tokens, the
+    n-th those of 2^n up to 2^(n+1). worker: the actor that did it.
+    """
 
     output: str
     key: str
+    source: str = ""
+    first_row: int = 0
     rows: int = 0
     written: int = 0
     dead: int = 0
     truncated: int = 0
     tokens: int = 0
+    forward_tokens: int = 0
+    computed_tokens: int = 0
+    lengths: list[int] = field(default_factory=lambda: [0] * LENGTH_BINS)
     bytes: int = 0
+    sha256: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
     read_s: float = 0.0
     tokenise_s: float = 0.0
@@ -56,6 +68,7 @@ class UnitResult:
     write_s: float = 0.0
     started: float = 0.0
     ended: float = 0.0
+    worker: str = ""
 
 
 @dataclass
@@ -72,7 +85,10 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
     report(rows, tokens, dead rows) is called with the unit's running totals after each slice.
     Raises RunFailed where the counts do not balance or the input changed, OSError for the disk.
     """
-    result = UnitResult(unit.output, unit.key, rows=unit.rows, started=time.time())
+    result = UnitResult(
+        unit.output, unit.key, unit.file.name, unit.first_row, unit.rows, started=time.time()
+    )
+    before = engine.tokens, engine.computed_tokens
     columns = _columns_to_read(settings)
     with UnitReader(unit, columns) as reader:
         rows = f"{unit.first_row}:{unit.first_row + unit.rows}"
@@ -85,11 +101,13 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
             dead = _embed_slices(reader, writer, settings, engine, result, report)
             _check_balance(unit, writer.rows, dead)
             with _Stopwatch(result, "write_s"):
-                result.bytes = writer.commit(unit.file.name, dead)
+                result.bytes, result.sha256 = writer.commit(unit.file.name, dead)
         finally:
             writer.abort()
     result.written, result.dead = writer.rows, sum(letter.rows or 0 for letter in dead)
     result.reasons = _count_reasons(dead)
+    result.forward_tokens = engine.tokens - before[0]
+    result.computed_tokens = engine.computed_tokens - before[1]
     result.ended = time.time()
     return result
 
@@ -119,6 +137,8 @@ def _embed_slices(
             writer.write(attach_vectors(embedded, writer.schema))
         result.truncated += part.truncated
         result.tokens += embedded.tokens
+        for ids in part.ids:
+            result.lengths[min(len(ids).bit_length(), LENGTH_BINS) - 1] += 1
         result.tokenise_s += part.tokenise_s
         result.forward_s += embedded.forward_s
         lost = sum(letter.rows or 0 for letter in dead)

@@ -191,6 +191,11 @@ class EmbeddingEngine(TokenEngine):
         """Return each text's ids, special tokens included, never shortened."""
         return self.tokenizer.encode(texts)
 
+    @property
+    def unit_length(self) -> bool:
+        """Whether vectors are scaled to length 1."""
+        return self._head.unit_length
+
     @torch.inference_mode()
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
         hidden = self._encoder(inputs)

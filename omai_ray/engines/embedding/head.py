@@ -103,6 +103,11 @@ class Head:
     dimension: int
 
     @property
+    def unit_length(self) -> bool:
+        """Whether vectors are scaled to length 1 in the end."""
+        return self.steps[-1:] == (_unit_length,)
+
+    @property
     def uses_places(self) -> bool:
         """Whether it matters where a token stands in its sequence."""
         return not self.include_prompt or "weightedmean" in self.pooling
