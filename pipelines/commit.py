@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
 from uuid import uuid4
 
@@ -66,17 +68,19 @@ class UnitWriter:
         if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
 
-    def commit(self, file: str, dead: Sequence[DeadLetter]) -> int:
-        """Make the unit's rows and dead letters visible; return the data file's bytes.
+    def commit(self, file: str, dead: Sequence[DeadLetter]) -> tuple[int, str]:
+        """Make the unit's rows and dead letters visible; return the data file's bytes and SHA-256.
 
         The data file comes last: where it is, its dead letters are.
         """
         self._flush()
         self._writer.close()
         size = self._temporary.stat().st_size
+        with self._temporary.open("rb", buffering=0) as made:
+            sha256 = hash_file(made)
         commit_dead_letters(self._output, self._name, self._scratch, file, dead)
         self._output.child(self._name).write_from(self._temporary)
-        return size
+        return size, sha256
 
     def abort(self) -> None:
         """Drop what was written; harmless after `commit`."""
@@ -104,4 +108,14 @@ def commit_dead_letters(
 
 def write_json(place: Location, value: object) -> None:
     """Replace a JSON file as a whole."""
-    place.write_bytes((json.dumps(value, indent=2) + "\n").encode())
+    write_text(place, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(place: Location, text: str) -> None:
+    """Replace a small file as a whole."""
+    place.write_bytes(text.encode())
+
+
+def hash_file(file: RawIOBase) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hashlib.file_digest(file, "sha256").hexdigest()

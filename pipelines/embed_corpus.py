@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
@@ -45,8 +45,8 @@ def embed_corpus(job: EmbedJob, progress: Progress | None = None) -> Report:
     return run_job(job, RayExecutor, progress or Silent())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the command's arguments; --config is for the caller, who reads the settings."""
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define what says which corpus becomes which output; --config is read by the caller."""
     add = parser.add_argument
     add("source", metavar="IN",
         help="a parquet file, directory of them or quoted glob; s3:// and gs:// too")  # fmt: skip
@@ -71,15 +71,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--row-id", action="store_true", help="add the columns source_file and source_row")
     add("--cache", type=Path, metavar="DIR",
         help="keep vectors on the nodes' disks, for identical texts of any run")  # fmt: skip
+
+
+def add_price(parser: argparse.ArgumentParser) -> None:
+    """Define --price-per-hour."""
+    parser.add_argument("--price-per-hour", type=float, metavar="PRICE",
+        help="of an actor's CPUs or GPU, to say what a million tokens cost")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    add_corpus_arguments(parser)
+    add = parser.add_argument
     add("--max-dead", type=float, default=0.01, metavar="FRACTION",
         help="fail above this share of dead-lettered rows (default: 0.01)")  # fmt: skip
-    add("--actors", type=int, metavar="N", help="copies of the model (default: one a free CPU)")
+    add("--actors", type=_actors, default=(None, None), metavar="N|MIN:MAX",
+        help="copies of the model; with MIN:MAX more are added while all are busy "
+        "(default: as many as fit in what Ray has free)")  # fmt: skip
+    add("--leave-cpus", type=float, default=0.0, metavar="N",
+        help="CPUs to leave of those that are free at the start")  # fmt: skip
+    add("--leave-gpus", type=float, default=0.0, metavar="N", help="the same of GPUs")
     add("--address", metavar="RAY",
         help="HOST:PORT of a Ray cluster, or the state directory of a running `omai-ray serve` "
         "(default: a Ray of the job's own)")  # fmt: skip
     add("--sink", metavar="URI", help=f"also feed a vector store: {FORMS}")
     add("--overwrite", action="store_true", help="delete an earlier run's files in OUT first")
+    add("--report", type=Path, metavar="FILE.html",
+        help="write the run's page here too (it is OUT/_run/report.html)")  # fmt: skip
     add("--json", action="store_true", help="print the report as JSON")
+    add_price(parser)
+
+
+def _actors(text: str) -> tuple[int, int | None]:
+    """Return the least and the most; no most where the number is fixed."""
+    least, colon, most = text.partition(":")
+    try:
+        return int(least), int(most) if colon else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected such as 4 or 2:8, got '{text}'") from None
 
 
 def choose_model(name: str | None, settings: Settings) -> ModelSpec:
@@ -111,18 +140,22 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     stderr. 130: interrupted.
     """
     from pipelines.progress import ShowProgress
+    from pipelines.report_page import render_page
 
     interrupted = _note_interrupts()
     try:
-        job = _job(args, settings, join_ray(args.address))
+        _check_report(args.report)
+        job = make_job(args, settings, **_run_options(args))
         with ShowProgress() as progress:
             report = embed_corpus(job, progress)
+        if args.report is not None:
+            args.report.write_text(render_page(report), encoding="utf-8")
     except (OMAiError, OSError, KeyboardInterrupt) as error:
         if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
             how = "without --overwrite " if args.overwrite else ""
             sys.stderr.write(f"interrupted: the same command {how}resumes where this one stopped\n")
             return INTERRUPTED
-        sys.stderr.write(f"omai-ray: {_worded(error)}\n")
+        sys.stderr.write(f"omai-ray: {worded(error)}\n")
         return 1
     sys.stdout.write((report.to_json() if args.json else report.to_text()) + "\n")
     if not report.ok:
@@ -146,7 +179,8 @@ def _note_interrupts() -> threading.Event:
     return interrupted
 
 
-def _worded(error: OMAiError | OSError) -> str:
+def worded(error: OMAiError | OSError) -> str:
+    """Return an error as one line for people."""
     if isinstance(error, OMAiError):
         return error.message
     where = f"{error.filename}: " if error.filename else ""
@@ -178,7 +212,29 @@ def join_ray(address: str | None) -> str | None:
     return str(cluster["ray"])
 
 
-def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> EmbedJob:
+def _check_report(path: Path | None) -> None:
+    """Raise ConfigError before hours of work, not after them."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ConfigError(f"--report {path}: no file can be written there")
+
+
+def _run_options(args: argparse.Namespace) -> dict[str, Any]:
+    actors, max_actors = args.actors
+    return {
+        "max_dead": args.max_dead,
+        "actors": actors,
+        "max_actors": max_actors,
+        "leave_cpus": args.leave_cpus,
+        "leave_gpus": args.leave_gpus,
+        "price_per_hour": args.price_per_hour,
+        "address": join_ray(args.address),
+        "overwrite": args.overwrite,
+        "sink": None if args.sink is None else parse_target(args.sink),
+    }
+
+
+def make_job(args: argparse.Namespace, settings: Settings, **options: Any) -> EmbedJob:
+    """Return the job of a command that has the corpus arguments. Raises ConfigError."""
     columns = None if args.columns is None else tuple(filter(None, args.columns.split(",")))
     model = choose_model(args.model, settings)
     return EmbedJob(
@@ -194,11 +250,7 @@ def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> E
         row_id=args.row_id,
         cache=args.cache,
         dtype=args.dtype,
-        max_dead=args.max_dead,
-        actors=args.actors,
-        address=address,
-        overwrite=args.overwrite,
-        sink=None if args.sink is None else parse_target(args.sink),
+        **options,
     )
 
 

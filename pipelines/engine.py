@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,25 +32,39 @@ class Tokenizer(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """An embedding model, loaded: `omai_ray.engines.embedding.engine.EmbeddingEngine`."""
+class TextEngine(Protocol):
+    """The part of an engine that needs no weights: from texts to ids."""
 
     context: int
-    dimension: int
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, which knows what is put around a text."""
         ...
 
-    @property
-    def unit_length(self) -> bool:
-        """Whether the model's vectors are scaled to length 1."""
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's ids, never shortened."""
         ...
+
+
+class Engine(TextEngine, Protocol):
+    """An embedding model, loaded: `omai_ray.engines.embedding.engine.EmbeddingEngine`.
+
+    tokens, computed_tokens: what it was run on since it was loaded, without and with padding.
+    """
+
+    dimension: int
+    tokens: int
+    computed_tokens: int
 
     @property
     def int8_cosine(self) -> str:
         """How near vectors made in int8 are to float32; empty where they are not in int8."""
+        ...
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the model's vectors are scaled to length 1."""
         ...
 
     @property
@@ -62,10 +77,6 @@ class Engine(Protocol):
         """What the fingerprint is made of."""
         ...
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's ids, never shortened."""
-        ...
-
     def embed_ids(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Return float32 [N, D], rows in the order of the inputs."""
         ...
@@ -73,11 +84,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What the driver must know of a model that only the actors load."""
+    """What the driver must know of a model that only the actors load.
+
+    provenance: as JSON has it, so that it equals what a record says.
+    """
 
     fingerprint: str
     provenance: dict[str, Any]
     dimension: int
+    unit_length: bool
     int8_cosine: str
     context: int
     tokens_around: int
@@ -104,8 +119,9 @@ def describe_engine(engine: Engine) -> EngineFacts:
     """Return the facts of a loaded engine."""
     return EngineFacts(
         fingerprint=engine.fingerprint,
-        provenance=engine.provenance,
+        provenance=json.loads(json.dumps(engine.provenance)),
         dimension=engine.dimension,
+        unit_length=engine.unit_length,
         int8_cosine=engine.int8_cosine,
         context=engine.context,
         tokens_around=engine.tokenizer.tokens_around,

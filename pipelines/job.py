@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ OnLong = Literal["truncate", "error", "chunk"]
 VectorDtype = Literal["float32", "float16"]
 
 EMBEDDING_COLUMN = "embedding"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class EmbedJob:
     max_dead: largest fraction of rows (or of files) that may be dead-lettered, 0 to 1.
     unit_rows: most rows of one unit of work; None is chosen from the corpus and then kept.
     actors: how many copies of the model; None is one for each CPU (or GPU) that Ray has free.
+    max_actors: where it is given, `actors` is the least, and this the most, as there is work.
+    leave_cpus, leave_gpus: what to leave free of that which Ray has free, for others.
+    price_per_hour: what an actor costs, in whatever currency, for the report.
     address: a running Ray cluster; None uses the one this process is in, or starts a local one.
     overwrite: delete an earlier run's files in the output first.
     sink: a vector store to feed beside the parquet output.
@@ -65,6 +69,10 @@ class EmbedJob:
     max_dead: float = 0.01
     unit_rows: int | None = None
     actors: int | None = None
+    max_actors: int | None = None
+    leave_cpus: float = 0.0
+    leave_gpus: float = 0.0
+    price_per_hour: float | None = None
     address: str | None = None
     overwrite: bool = False
     sink: SinkTarget | None = None
@@ -79,6 +87,15 @@ class EmbedJob:
             raise ConfigError(f"max-dead is {self.max_dead}; it is a fraction from 0 to 1")
         if self.actors is not None and self.actors < 1:
             raise ConfigError(f"actors is {self.actors}; at least 1 is needed")
+        if self.max_actors is not None and not 1 <= (self.actors or 0) <= self.max_actors:
+            raise ConfigError(
+                f"actors is {self.actors} to {self.max_actors}; the least is at least 1, and not "
+                "above the most"
+            )
+        for name in ("leave_cpus", "leave_gpus", "price_per_hour"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name.replace('_', '-')} is {value}; at least 0 is needed")
         if self.unit_rows is not None and self.unit_rows < 1:
             raise ConfigError(f"unit-rows is {self.unit_rows}; at least 1 is needed")
         Location.parse(self.source)

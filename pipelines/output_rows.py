@@ -45,12 +45,16 @@ def output_schema(
     names = schema.names if columns is None else columns
     value_type = pa.float32() if dtype == "float32" else pa.float16()
     embedding = pa.field(EMBEDDING_COLUMN, pa.list_(value_type, dimension), nullable=False)
-    metadata = {
+    fields = [*(schema.field(name) for name in names), *made, embedding]
+    return pa.schema(fields, metadata=footer_metadata(provenance))
+
+
+def footer_metadata(provenance: dict[str, Any]) -> dict[str, str]:
+    """Return provenance as a data file's footer has it."""
+    return {
         f"omai.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for key, value in provenance.items()
     }
-    fields = [*(schema.field(name) for name in names), *made, embedding]
-    return pa.schema(fields, metadata=metadata)
 
 
 def output_batches(

@@ -74,6 +74,7 @@ class EmbedWorker:
     ) -> None:
         os.nice(max(0, NICENESS - os.nice(0)))  # beside a server, its requests come first
         os.environ["RAYON_NUM_THREADS"] = str(actor_threads(model))  # the tokenizer's threads
+        self._name = ray.get_runtime_context().get_actor_id() or ""
         self._engine = factory(model)
         self._settings = settings
         self._board = board
@@ -95,7 +96,8 @@ class EmbedWorker:
                 "enough memory for the model?"
             }
         try:
-            return asdict(process_unit(unit, self._settings, self._engine, report))
+            result = process_unit(unit, self._settings, self._engine, report)
+            return asdict(result) | {"worker": self._name}
         except OMAiError as error:
             return {"failure": error.message}
         except Exception as error:

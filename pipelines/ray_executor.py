@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import socket
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from pipelines.errors import RunFailed, brief
 from pipelines.job import EmbedJob
 from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit
+from pipelines.pool import Pool, reserved_cpus, size_pool
 from pipelines.ray_actors import Board, EmbedWorker, Pump
 from pipelines.ray_quiet import quiet_ray_data, quiet_ray_start
 from pipelines.run import Tick
@@ -36,9 +36,9 @@ class RayExecutor:
 
     def __init__(self, job: EmbedJob) -> None:
         self._job = job
-        gpu = job.model.num_gpus > 0
-        self._cpus = job.model.num_cpus if gpu else max(1.0, job.model.num_cpus)
+        self._cpus = reserved_cpus(job)
         self._joined = False
+        self._pool = Pool(0, 0, 0)
         self.actors = 0
 
     def __enter__(self) -> RayExecutor:
@@ -46,7 +46,10 @@ class RayExecutor:
             _connect(self._job.address)
             self._joined = True
         try:
-            self.actors = self._count_actors()
+            own = self._joined and self._job.address is None
+            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+            self._pool = size_pool(self._job, free, own=own)
+            self.actors = self._pool.most
         except OMAiError:
             self.__exit__(None, None, None)
             raise
@@ -60,24 +63,6 @@ class RayExecutor:
     ) -> None:
         if self._joined:
             ray.shutdown()
-
-    def _count_actors(self) -> int:
-        """Return how many copies of the model to run: what is free now, unless the job says."""
-        gpus = self._job.model.num_gpus
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        fitting = math.floor(
-            free.get("GPU", 0.0) / gpus if gpus else free.get("CPU", 0.0) / self._cpus
-        )
-        started_here = self._joined and self._job.address is None
-        if fitting < 1 and (started_here or self._job.actors is None):
-            needed = f"{gpus:g} GPU" if gpus else f"{self._cpus:g} CPU"
-            raise ConfigError(
-                f"Ray has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; a copy "
-                f"of '{self._job.model.name}' needs {needed}. Free some, or give --actors to wait"
-            )
-        if self._job.actors is None:
-            return fitting
-        return min(self._job.actors, fitting) if started_here else self._job.actors
 
     def describe(self) -> EngineFacts:
         """Load the model once in a worker, as the actors will, and return its facts."""
@@ -126,13 +111,23 @@ class RayExecutor:
             EmbedWorker,
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(
-                size=min(self.actors, len(units)), max_tasks_in_flight_per_actor=2
-            ),
+            compute=actor_strategy(self._pool.fit(len(units))),
             fn_constructor_args=(self._job.engine_factory, model, settings, board),
             num_cpus=self._cpus,
             num_gpus=model.num_gpus,
         )
+
+
+def actor_strategy(pool: Pool) -> Any:
+    """Return Ray Data's strategy for a pool: it adds actors while those there are busy."""
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(
+        min_size=pool.least,
+        initial_size=pool.first,
+        max_size=pool.most,
+        max_tasks_in_flight_per_actor=2,
+    )
 
 
 def _connect(address: str | None) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipelines.bisection import bisect
 from pipelines.chunk import Chunking, number_chunks, pool_mean
 from pipelines.dedup import OnceEmbedder
-from pipelines.engine import Engine
+from pipelines.engine import Engine, TextEngine
 from pipelines.job import OnLong, VectorDtype
 from pipelines.read import DeadLetter, Slice
 from pipelines.text_source import TextSource
@@ -64,7 +64,7 @@ class Embedded:
 
 
 def prepare(
-    part: Slice, source: TextSource, engine: Engine, on_long: OnLong, chunking: Chunking | None
+    part: Slice, source: TextSource, engine: TextEngine, on_long: OnLong, chunking: Chunking | None
 ) -> Prepared:
     """Tokenise a slice's texts; null, empty and undecodable ones become dead letters.
 
@@ -142,7 +142,7 @@ def _groups(texts: dict[int, str]) -> Iterator[list[int]]:
         yield group
 
 
-def _fit(ids: dict[int, list[int]], engine: Engine, on_long: OnLong, dead: Dead) -> int:
+def _fit(ids: dict[int, list[int]], engine: TextEngine, on_long: OnLong, dead: Dead) -> int:
     """Cut or refuse what is above the model's context; return how many were cut."""
     long = [row for row, tokens in ids.items() if len(tokens) > engine.context]
     for row in long:

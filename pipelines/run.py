@@ -29,10 +29,13 @@ from pipelines.plan import (
 from pipelines.progress import Progress, Snapshot
 from pipelines.read import DeadLetter
 from pipelines.report import Report
+from pipelines.report_page import render_page
 from pipelines.run_lease import Lease, lease
 from pipelines.run_ledger import Entry
 from pipelines.run_record import RunRecord
-from pipelines.source import check_apart, find_files
+from pipelines.source import InputFile, check_apart, find_files
+from pipelines.timeline import Timeline
+from pipelines.tombstones import bury
 from pipelines.unit import UnitResult, UnitSettings
 
 if TYPE_CHECKING:
@@ -66,6 +69,15 @@ Start = Callable[[EmbedJob], AbstractContextManager[Executor]]
 
 
 @dataclass(frozen=True)
+class Input:
+    """What a job reads. footers: of the files that can be read."""
+
+    files: list[InputFile]
+    footers: list[Footer]
+    rejected: list[RejectedFile]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be done. units: all of them; pending: those not committed yet."""
 
@@ -83,12 +95,9 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
     """
     began = time.time()
     progress.stage("reading footers")
-    check_apart(job.source, job.output)
     if job.cache is not None and job.cache.exists() and not job.cache.is_dir():
         raise ConfigError(f"cache {job.cache} is not a directory")
-    footers, rejected = read_footers(find_files(job.source))
-    made = [field.name for field in made_fields(job.chunks, job.row_id)]
-    check_columns(footers, job.text, job.columns, made)
+    found = read_input(job)
     with lease(job.output) as held:
         record = RunRecord(job.output)
         if not job.overwrite:
@@ -100,11 +109,75 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
                 job.chunks.check_model(facts.context, facts.tokens_around)
             settings = describe_output(job) | {"embedding_fingerprint": facts.fingerprint}
             if job.overwrite:
+                bury(record, record.entries.values(), "removed")
                 record.clear()
             record.check_settings(settings)
-            plan = make_plan(job, footers, rejected, record, settings)
-            with _feed(job, footers, facts) as feeder:
-                return _execute(job, plan, record, held, executor, facts, progress, began, feeder)
+            plan = make_plan(job, found, record, settings, provenance(job, facts))
+            with _feed(job, found.footers, facts) as feeder:
+                run = _Run(job, plan, record, held, executor, progress, feeder)
+                return run.execute(facts, began)
+
+
+def read_input(job: EmbedJob) -> Input:
+    """Return what the job reads. Raises ConfigError where it cannot be done as asked."""
+    check_apart(job.source, job.output)
+    files = find_files(job.source)
+    footers, rejected = read_footers(files)
+    made = [field.name for field in made_fields(job.chunks, job.row_id)]
+    check_columns(footers, job.text, job.columns, made)
+    return Input(files, footers, rejected)
+
+
+def make_plan(
+    job: EmbedJob,
+    found: Input,
+    record: RunRecord,
+    settings: dict[str, Any],
+    provenance: dict[str, Any],
+) -> Plan:
+    """Return the units, cut as the run here was if there is one.
+
+    provenance: what the footers of all data files are to say.
+    """
+    total_rows = sum(footer.rows for footer in found.footers)
+    kept = (record.manifest or {}).get("unit_rows")
+    unit_rows = job.unit_rows or kept or choose_unit_rows(total_rows)
+    units = plan_units(found.footers, unit_rows, digest(settings))
+    files = [asdict(footer.file) | {"rows": footer.rows} for footer in found.footers]
+    files += [asdict(reject.file) | {"unreadable": reject.detail} for reject in found.rejected]
+    return Plan(
+        units=units,
+        pending=record.pending(units),
+        rejected=found.rejected,
+        manifest={
+            "settings": settings,
+            "provenance": provenance,
+            "unit_rows": unit_rows,
+            "files": files,
+        },
+    )
+
+
+def provenance(job: EmbedJob, facts: EngineFacts) -> dict[str, Any]:
+    """Return what the footers of all data files say of how their vectors were made."""
+    text = {"text_column": job.column, "text_template": job.template}
+    chunking = {} if job.chunks is None else {"chunking": asdict(job.chunks)}
+    return {
+        "model": job.model.name,
+        "embedding_fingerprint": facts.fingerprint,
+        "embedding_provenance": facts.provenance,
+        "dimension": facts.dimension,
+        "unit_length": facts.unit_length,
+        **{name: value for name, value in text.items() if value is not None},
+        **chunking,
+        "on_long": job.on_long,
+    }
+
+
+def find_stale(plan: Plan, record: RunRecord) -> list[Entry]:
+    """Return what files that are gone, or were cut otherwise, left in the output."""
+    planned = {unit.output for unit in plan.units} | {r.file.name for r in plan.rejected}
+    return [entry for name, entry in record.entries.items() if name not in planned]
 
 
 @contextmanager
@@ -127,174 +200,148 @@ def _feed(job: EmbedJob, footers: Sequence[Footer], facts: EngineFacts) -> Itera
         yield feeder
 
 
-def make_plan(
-    job: EmbedJob,
-    footers: Sequence[Footer],
-    rejected: list[RejectedFile],
-    record: RunRecord,
-    settings: dict[str, Any],
-) -> Plan:
-    """Return the units, cut as the run here was if there is one."""
-    total_rows = sum(footer.rows for footer in footers)
-    kept = (record.manifest or {}).get("unit_rows")
-    unit_rows = job.unit_rows or kept or choose_unit_rows(total_rows)
-    units = plan_units(footers, unit_rows, digest(settings))
-    files = [asdict(footer.file) | {"rows": footer.rows} for footer in footers]
-    files += [asdict(reject.file) | {"unreadable": reject.detail} for reject in rejected]
-    return Plan(
-        units=units,
-        pending=record.pending(units),
-        rejected=rejected,
-        manifest={"settings": settings, "unit_rows": unit_rows, "files": files},
-    )
+@dataclass(frozen=True)
+class _Run:
+    """A planned job on the output that it holds."""
 
+    job: EmbedJob
+    plan: Plan
+    record: RunRecord
+    held: Lease
+    executor: Executor
+    progress: Progress
+    feeder: Feeder | None
 
-def _execute(
-    job: EmbedJob,
-    plan: Plan,
-    record: RunRecord,
-    held: Lease,
-    executor: Executor,
-    facts: EngineFacts,
-    progress: Progress,
-    began: float,
-    feeder: Feeder | None,
-) -> Report:
-    report = Report(
-        output=str(job.output),
-        model=job.model.name,
-        fingerprint=facts.fingerprint,
-        max_dead=job.max_dead,
-        int8_cosine=facts.int8_cosine,
-        files=len(plan.manifest["files"]),
-        units_skipped=len(plan.units) - len(plan.pending),
-        actors=min(executor.actors, len(plan.pending)),
-    )
-    held.check()
-    if plan.pending or record.manifest != plan.manifest:
-        record.write_manifest(plan.manifest)
-    with record.scratch() as scratch:
-        report.units_removed = _remove_stale(plan, record)
-        _reject_files(plan, record, scratch)
-        if feeder:
-            feeder.catch_up(record.entries, {unit.output for unit in plan.pending})
-        if plan.pending:
-            settings = _unit_settings(job, facts, record.output, scratch, held)
-            _do_units(
-                plan.pending, settings, record, held, executor, progress, report, began, feeder
+    def execute(self, facts: EngineFacts, began: float) -> Report:
+        """Do what is pending. began: when the job did, as time.time()."""
+        job, plan, record = self.job, self.plan, self.record
+        report = Report(
+            output=str(record.output),
+            model=job.model.name,
+            fingerprint=facts.fingerprint,
+            max_dead=job.max_dead,
+            int8_cosine=facts.int8_cosine,
+            files=len(plan.manifest["files"]),
+            units_skipped=len(plan.units) - len(plan.pending),
+            actors=min(self.executor.actors, len(plan.pending)),
+            price_per_hour=job.price_per_hour,
+        )
+        self.held.check()
+        if plan.pending or record.manifest != plan.manifest:
+            record.write_manifest(plan.manifest)
+        with record.scratch() as scratch:
+            report.units_removed = self._remove_stale()
+            self._reject_files(scratch)
+            if self.feeder:
+                self.feeder.catch_up(record.entries, {unit.output for unit in plan.pending})
+            if plan.pending:
+                settings = self._unit_settings(scratch, facts.fingerprint)
+                self._do_units(settings, report, began)
+        if self.feeder:
+            self.progress.stage(f"feeding {self.feeder.name}")
+            self.feeder.finish()
+            report.sink, report.sink_rows = self.feeder.name, self.feeder.rows
+        self.held.check()
+        self._complete(report)
+        return report
+
+    def _remove_stale(self) -> int:
+        """Remove what is stale; note what goes, and what files that changed replace."""
+        stale = find_stale(self.plan, self.record)
+        bury(self.record, stale, "removed")
+        bury(self.record, self._find_replaced(), "replaced")
+        for entry in stale:
+            self.record.remove(entry.output)
+        return len(stale)
+
+    def _find_replaced(self) -> list[Entry]:
+        keys = {unit.output: unit.key for unit in self.plan.pending}
+        keys |= {reject.file.name: _rejected_key(reject) for reject in self.plan.rejected}
+        entries = self.record.entries.items()
+        return [entry for name, entry in entries if keys.get(name, entry.key) != entry.key]
+
+    def _reject_files(self, scratch: Path) -> None:
+        record = self.record
+        for reject in self.plan.rejected:
+            name, key = reject.file.name, _rejected_key(reject)
+            if record.is_noted(name, key):
+                continue
+            record.output.child(name).delete()
+            letter = DeadLetter(None, None, "unreadable_footer", reject.detail)
+            commit_dead_letters(record.output, name, scratch, name, [letter])
+            record.append(Entry(name, key, source=name, dead_files=1))
+
+    def _unit_settings(self, scratch: Path, fingerprint: str) -> UnitSettings:
+        job, output = self.job, self.record.output
+        return UnitSettings(
+            output=output,
+            scratch=scratch if output.is_local else None,
+            claim=self.held.claim,
+            text=job.text,
+            columns=job.columns,
+            on_long=job.on_long,
+            chunking=job.chunks,
+            row_id=job.row_id,
+            cache=None if job.cache is None else job.cache.absolute() / fingerprint,
+            dtype=job.dtype,
+            provenance=self.plan.manifest["provenance"],
+        )
+
+    def _do_units(self, settings: UnitSettings, report: Report, began: float) -> None:
+        units, skipped = self.plan.pending, ""
+        rows_total = sum(unit.rows for unit in units)
+        if report.units_skipped:
+            skipped = f", {report.units_skipped:,} units committed before"
+        self.progress.stage(
+            f"{rows_total:,} rows in {len(units):,} units, {report.actors} actors{skipped}"
+        )
+        tick = _ticker(self.progress, report.timeline, rows_total)
+        first, last = float("inf"), 0.0
+        with closing(self.executor.run(units, settings, tick)) as results:
+            for result in results:
+                self._commit(result)
+                report.add(result)
+                first, last = min(first, result.started), max(last, result.ended)
+        tick(report.rows_read, report.tokens, report.rows_dead)
+        report.startup_s, report.run_s = first - began, last - first
+
+    def _commit(self, result: UnitResult) -> None:
+        entry = Entry(**{k: v for k, v in asdict(result).items() if k in _ENTRY_FIELDS})
+        self.held.check()
+        self.record.append(entry)
+        if self.feeder:
+            self.feeder.add(entry)
+
+    def _complete(self, report: Report) -> None:
+        """Raise RunFailed where a row is neither in the output nor dead-lettered."""
+        record = self.record
+        report.total(record.entries.values())
+        missing = [unit.output for unit in self.plan.units if unit.output not in record.entries]
+        rows = sum(unit.rows for unit in self.plan.units)
+        counted = report.total_rows_written + report.total_rows_dead
+        if missing or counted != rows or report.total_rows != rows:
+            raise RunFailed(
+                f"{rows} rows were planned and {counted} accounted for "
+                f"({len(missing)} units missing); run the same command again"
             )
-    if feeder:
-        progress.stage(f"feeding {feeder.name}")
-        feeder.finish()
-        report.sink, report.sink_rows = feeder.name, feeder.rows
-    held.check()
-    report.total(record.entries.values())
-    _check_complete(plan, record, report)
-    if report.ok:
-        record.write_success(report.to_dict())
-    return report
+        if self.plan.pending:
+            record.write_report(report.to_dict(), render_page(report))
+        if report.ok:
+            record.write_success(report.to_dict())
 
 
-def _remove_stale(plan: Plan, record: RunRecord) -> int:
-    """Remove what files that are gone, or were cut otherwise, left in the output."""
-    planned = {unit.output for unit in plan.units} | {r.file.name for r in plan.rejected}
-    stale = [name for name in record.entries if name not in planned]
-    for name in stale:
-        record.remove(name)
-    return len(stale)
+def _rejected_key(reject: RejectedFile) -> str:
+    return digest([*file_identity(reject.file), "unreadable"])
 
 
-def _reject_files(plan: Plan, record: RunRecord, scratch: Path) -> None:
-    for reject in plan.rejected:
-        file = reject.file
-        key = digest([*file_identity(file), "unreadable"])
-        if record.is_noted(file.name, key):
-            continue
-        record.output.child(file.name).delete()
-        letter = DeadLetter(None, None, "unreadable_footer", reject.detail)
-        commit_dead_letters(record.output, file.name, scratch, file.name, [letter])
-        record.append(Entry(file.name, key, dead_files=1))
-
-
-def _unit_settings(
-    job: EmbedJob, facts: EngineFacts, output: Location, scratch: Path, held: Lease
-) -> UnitSettings:
-    return UnitSettings(
-        output=output,
-        scratch=scratch if output.is_local else None,
-        claim=held.claim,
-        text=job.text,
-        columns=job.columns,
-        on_long=job.on_long,
-        chunking=job.chunks,
-        row_id=job.row_id,
-        cache=None if job.cache is None else job.cache.absolute() / facts.fingerprint,
-        dtype=job.dtype,
-        provenance={
-            "model": job.model.name,
-            "embedding_fingerprint": facts.fingerprint,
-            "embedding_provenance": facts.provenance,
-            **_described_text(job),
-            "on_long": job.on_long,
-        },
-    )
-
-
-def _described_text(job: EmbedJob) -> dict[str, Any]:
-    text = {"text_column": job.column, "text_template": job.template}
-    chunking = {} if job.chunks is None else {"chunking": asdict(job.chunks)}
-    return {name: value for name, value in text.items() if value is not None} | chunking
-
-
-def _do_units(
-    units: Sequence[Unit],
-    settings: UnitSettings,
-    record: RunRecord,
-    held: Lease,
-    executor: Executor,
-    progress: Progress,
-    report: Report,
-    began: float,
-    feeder: Feeder | None,
-) -> None:
-    rows_total = sum(unit.rows for unit in units)
-    skipped = f", {report.units_skipped:,} units committed before" if report.units_skipped else ""
-    progress.stage(f"{rows_total:,} rows in {len(units):,} units, {report.actors} actors{skipped}")
-    tick = _ticker(progress, rows_total)
-    first, last = float("inf"), 0.0
-    with closing(executor.run(units, settings, tick)) as results:
-        for result in results:
-            values = {k: v for k, v in asdict(result).items() if k in _ENTRY_FIELDS}
-            entry = Entry(**values)
-            held.check()
-            record.append(entry)
-            if feeder:
-                feeder.add(entry)
-            report.add(result)
-            first, last = min(first, result.started), max(last, result.ended)
-    tick(report.rows_read, report.tokens, report.rows_dead)
-    report.startup_s, report.run_s = first - began, last - first
-
-
-def _ticker(progress: Progress, rows_total: int) -> Tick:
+def _ticker(progress: Progress, timeline: Timeline, rows_total: int) -> Tick:
     started: list[float] = []
 
     def tick(rows: int, tokens: int, dead: int) -> None:
         started.append(time.monotonic())
         del started[1:]
         elapsed_s = time.monotonic() - started[0]
+        timeline.add(elapsed_s, rows, tokens)
         progress.update(Snapshot(rows, rows_total, tokens, dead, elapsed_s))
 
     return tick
-
-
-def _check_complete(plan: Plan, record: RunRecord, report: Report) -> None:
-    """Raise RunFailed where a row of the input is neither in the output nor dead-lettered."""
-    missing = [unit.output for unit in plan.units if unit.output not in record.entries]
-    rows = sum(unit.rows for unit in plan.units)
-    counted = report.total_rows_written + report.total_rows_dead
-    if missing or counted != rows or report.total_rows != rows:
-        raise RunFailed(
-            f"{rows} rows were planned and {counted} accounted for "
-            f"({len(missing)} units missing); run the same command again"
-        )

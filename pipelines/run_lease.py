@@ -123,7 +123,7 @@ def lease(output: str | os.PathLike[str] | Location) -> Iterator[Lease]:
     ConfigError for one that cannot be made.
     """
     place = Location.parse(output)
-    _check_ours(place)
+    check_ours(place)
     with _lock(place) if place.is_local else _claim(place) as held:
         yield held
 
@@ -175,7 +175,8 @@ def _holder() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
-def _check_ours(output: Location) -> None:
+def check_ours(output: Location) -> None:
+    """Raise ConfigError for what is no directory, OutputMismatch for one with other content."""
     if output.is_local and output.local_path.exists() and not output.local_path.is_dir():
         raise ConfigError(f"output {output} is not a directory")
     if output.child(MANIFEST).exists():

@@ -27,12 +27,15 @@ class Entry:
     """A ledger line: what stands in the output under a name.
 
     removed: nothing does any more. dead_files: 1 where a whole input file was dead-lettered.
+    source, first_row: whose rows they are: the input file's name, and from which row on.
     output_rows: of the data file, which where texts are cut has one for each chunk.
-    bytes: size of the data file; None where there is none.
+    bytes, sha256: of the data file; None and empty where there is none.
     """
 
     output: str
     key: str
+    source: str = ""
+    first_row: int = 0
     rows: int = 0
     written: int = 0
     output_rows: int = 0
@@ -40,6 +43,7 @@ class Entry:
     truncated: int = 0
     tokens: int = 0
     bytes: int | None = None
+    sha256: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
     dead_files: int = 0
     removed: bool = False
@@ -48,8 +52,11 @@ class Entry:
 class Ledger(Protocol):
     """Where entries are kept, in the order in which they were appended."""
 
-    def read(self) -> dict[str, Entry]:
-        """Return the last entry of each name that was not removed. Raises OutputMismatch."""
+    def read(self, *, mend: bool = True) -> dict[str, Entry]:
+        """Return the last entry of each name that was not removed. Raises OutputMismatch.
+
+        mend: tidy up what is read; False leaves all as it is, and needs no lease.
+        """
         ...
 
     def append(self, entry: Entry) -> None:
@@ -78,13 +85,13 @@ class FileLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> dict[str, Entry]:
+    def read(self, *, mend: bool = True) -> dict[str, Entry]:
         """Return what stands; a torn last line was never committed: cut it."""
         if not self._path.exists():
             return {}
         content = self._path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        if whole < len(content) and mend:
             os.truncate(self._path, whole)
         return _latest(_parse(content[:whole], str(self._path)))
 
@@ -120,7 +127,7 @@ class SegmentLedger:
         self._late: threading.Timer | None = None
         self._lock = threading.Lock()
 
-    def read(self) -> dict[str, Entry]:
+    def read(self, *, mend: bool = True) -> dict[str, Entry]:
         """Return what stands; many segments become one snapshot."""
         names = [stat.name for stat in self._place.list(recursive=False)]
         self._next = 1 + max((int(name.partition("-")[0]) for name in names), default=-1)
@@ -130,7 +137,7 @@ class SegmentLedger:
             contents = list(pool.map(lambda name: self._place.child(name).read_bytes(), current))
         pairs = zip(current, contents, strict=True)
         entries = _latest(e for name, c in pairs for e in _parse(c, str(self._place.child(name))))
-        if len(names) > 1:
+        if len(names) > 1 and mend:
             self._write(entries.values(), "snapshot")
             self._remove(names)
         return entries

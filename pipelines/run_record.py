@@ -5,6 +5,8 @@
     OUT/_run/manifest.json              what the run is: settings and input files
     OUT/_run/ledger.jsonl               one line for each committed or removed unit
     OUT/_run/sinks/*/ledger.jsonl       what each sink was fed; outlives --overwrite, as its rows do
+    OUT/_run/tombstones.jsonl           rows that were there once: pipelines/tombstones.py
+    OUT/_run/report.json, report.html   what the last run that had work to do did
     OUT/_run/lease                      held, with flock, by the process at work
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last
@@ -27,24 +29,28 @@ from typing import Any
 from uuid import uuid4
 
 from omai_ray.storage import Location, ObjectNotFound
-from pipelines.commit import DEAD_LETTERS, write_json
+from pipelines.commit import DEAD_LETTERS, write_json, write_text
 from pipelines.errors import OutputMismatch
 from pipelines.plan import Unit
 from pipelines.run_lease import MANIFEST, RUN
 from pipelines.run_ledger import Entry, open_ledger
 
 SCRATCH, SUCCESS = "_tmp", "_SUCCESS.json"
+REPORT = f"{RUN}/report.json"
 
 
 class RunRecord:
-    """The records of the run in one output directory; used under its lease."""
+    """The records of the run in one output directory; used under its lease.
 
-    def __init__(self, output: str | os.PathLike[str] | Location) -> None:
+    mend: tidy up what is read; False leaves all as it is, and needs no lease.
+    """
+
+    def __init__(self, output: str | os.PathLike[str] | Location, *, mend: bool = True) -> None:
         self.output = Location.parse(output)
         self._manifest = self.output.child(MANIFEST)
         self._ledger = open_ledger(self.output.child(RUN))
         self.manifest = self._read_manifest()
-        self.entries = self._ledger.read()
+        self.entries = self._ledger.read(mend=mend)
 
     def _read_manifest(self) -> dict[str, Any] | None:
         try:
@@ -55,13 +61,19 @@ class RunRecord:
             raise OutputMismatch(f"{self._manifest} is damaged: {error}") from None
         return manifest
 
+    def differences(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that the run here had otherwise: name -> (then, now)."""
+        before = (self.manifest or {}).get("settings", settings)
+        return {
+            key: (before.get(key), now) for key, now in settings.items() if before.get(key) != now
+        }
+
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputMismatch, naming what differs, where the run here was of another kind."""
-        before = (self.manifest or {}).get("settings", settings)
-        differing = [key for key in settings if before.get(key) != settings[key]]
+        differing = self.differences(settings)
         if differing:
             changes = "; ".join(
-                f"{key} was {before.get(key)!r} and is now {settings[key]!r}" for key in differing
+                f"{key} was {then!r} and is now {now!r}" for key, (then, now) in differing.items()
             )
             raise OutputMismatch(
                 f"output {self.output} holds a run with other settings: {changes}. "
@@ -146,6 +158,22 @@ class RunRecord:
         """Delete uncommitted files."""
         if self.output.is_local:
             shutil.rmtree(self.output.local_path / SCRATCH, ignore_errors=True)
+
+    def write_report(self, summary: dict[str, Any], page: str) -> None:
+        """Keep what the last run that had work to do did."""
+        write_json(self.output.child(REPORT), summary)
+        write_text(self.output.child(f"{RUN}/report.html"), page)
+
+    def read_report(self) -> dict[str, Any] | None:
+        """Return what `write_report` kept, None where there is nothing."""
+        place = self.output.child(REPORT)
+        try:
+            report: dict[str, Any] = json.loads(place.read_bytes())
+        except ObjectNotFound:
+            return None
+        except ValueError as error:
+            raise OutputMismatch(f"{place} is damaged: {error}") from None
+        return report
 
     def write_success(self, summary: dict[str, Any]) -> None:
         """Mark the output complete."""

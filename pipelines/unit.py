@@ -27,6 +27,7 @@ from pipelines.text_source import TextSource
 from pipelines.vector_cache import VectorCache
 
 SLICES_AHEAD = 2
+LENGTH_BINS = 24
 
 Item = TypeVar("Item")
 Report = Callable[[int, int, int], None]
@@ -59,13 +60,18 @@ class UnitSettings:
 class UnitResult:
     """What became of a unit; durations in seconds, started and ended as time.time().
 
-    rows, written, dead: of the input. output_rows: of the data file, one for each chunk where
-    texts are cut. tokens: of all that was written. deduplicated: texts, or chunks, that were not
-    computed, as their vectors were known.
+    source, first_row: whose rows they are, and from which on. rows, written, dead: of the input.
+    output_rows: of the data file, one for each chunk where texts are cut. tokens: of all that was
+    written. deduplicated: texts, or chunks, that were not computed, as their vectors were known.
+    forward_tokens, computed_tokens: what the engine was run on, without and with padding. lengths:
+    texts, or chunks, by their tokens, the n-th those of 2^n up to 2^(n+1). worker: the actor that
+    did it.
     """
 
     output: str
     key: str
+    source: str = ""
+    first_row: int = 0
     rows: int = 0
     written: int = 0
     output_rows: int = 0
@@ -73,7 +79,11 @@ class UnitResult:
     truncated: int = 0
     deduplicated: int = 0
     tokens: int = 0
+    forward_tokens: int = 0
+    computed_tokens: int = 0
+    lengths: list[int] = field(default_factory=lambda: [0] * LENGTH_BINS)
     bytes: int = 0
+    sha256: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
     read_s: float = 0.0
     tokenise_s: float = 0.0
@@ -81,6 +91,7 @@ class UnitResult:
     write_s: float = 0.0
     started: float = 0.0
     ended: float = 0.0
+    worker: str = ""
 
 
 @dataclass
@@ -98,7 +109,10 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
     Raises RunFailed where the counts do not balance or the input changed, StorageError or OSError
     for the store or the disk.
     """
-    result = UnitResult(unit.output, unit.key, rows=unit.rows, started=time.time())
+    result = UnitResult(
+        unit.output, unit.key, unit.file.name, unit.first_row, unit.rows, started=time.time()
+    )
+    before = engine.tokens, engine.computed_tokens
     columns = _columns_to_read(settings)
     with UnitReader(unit, columns) as reader, _scratch(settings) as scratch:
         rows = f"{unit.first_row}:{unit.first_row + unit.rows}"
@@ -120,12 +134,14 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
             _check_balance(unit, result, writer.rows, dead)
             _check_claim(settings)
             with _Stopwatch(result, "write_s"):
-                result.bytes = writer.commit(unit.file.name, dead)
+                result.bytes, result.sha256 = writer.commit(unit.file.name, dead)
         finally:
             writer.abort()
     result.deduplicated = once.reused
     result.dead = sum(letter.rows or 0 for letter in dead)
     result.reasons = _count_reasons(dead)
+    result.forward_tokens = engine.tokens - before[0]
+    result.computed_tokens = engine.computed_tokens - before[1]
     result.ended = time.time()
     return result
 
@@ -176,6 +192,8 @@ def _embed_slices(
         result.output_rows += len(embedded.rows)
         result.truncated += part.truncated
         result.tokens += embedded.tokens
+        for ids in part.ids:
+            result.lengths[min(len(ids).bit_length(), LENGTH_BINS) - 1] += 1
         result.tokenise_s += part.tokenise_s
         result.forward_s += embedded.forward_s
         lost = sum(letter.rows or 0 for letter in dead)

@@ -156,6 +156,13 @@ def test_the_command_line_shows_its_help_without_loading_what_works() -> None:
     assert loaded_by(statements, (*HEAVY, "pyarrow", "numpy", "fastapi", "tokenizers")) == set()
 
 
+def test_looking_at_a_corpus_loads_neither_ray_nor_a_model_library() -> None:
+    """`omai-ray corpus` reads footers, records and a tokenizer."""
+    statements = "import omai_ray.cli.corpus, pipelines.embed_corpus\n"
+    statements += "import pipelines.preview, pipelines.estimate, pipelines.verify"
+    assert loaded_by(statements, HEAVY) == set()
+
+
 def test_the_engines_load_neither_ray_nor_the_web_nor_the_database() -> None:
     """The same engine runs in a replica, in an actor and on a machine without Ray."""
     statements = "import omai_ray.engines.chat.batching_engine\n"

@@ -22,8 +22,11 @@ from pipelines.embed_corpus import embed_corpus
 from pipelines.engine import build_engine
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
+from pipelines.pool import Pool
 from pipelines.progress import Silent, Snapshot
+from pipelines.ray_executor import actor_strategy
 from pipelines.report import Report
+from pipelines.verify import verify
 from tests.s3_server import s3_server
 
 # Ray Data 2.60 sets deprecated options of its own when its context is made.
@@ -35,7 +38,7 @@ STOPPED_AFTER_TWO_UNITS = """
 import dataclasses, signal, sys
 from pipelines import embed_corpus, run_record
 
-append, job = run_record.RunRecord.append, embed_corpus._job
+append, job = run_record.RunRecord.append, embed_corpus.make_job
 
 def append_then_stop(record, entry):
     append(record, entry)
@@ -43,7 +46,7 @@ def append_then_stop(record, entry):
         signal.raise_signal(signal.Signals[sys.argv[1]])
 
 run_record.RunRecord.append = append_then_stop
-embed_corpus._job = lambda *given: dataclasses.replace(job(*given), unit_rows=12)
+embed_corpus.make_job = lambda *a, **k: dataclasses.replace(job(*a, **k), unit_rows=12)
 sys.exit(embed_corpus.main(sys.argv[2:]))
 """
 
@@ -83,6 +86,9 @@ def broken_engine(spec: ModelSpec, fail: Callable[[], Any]) -> Any:
         context=9,
         dimension=2,
         int8_cosine="",
+        unit_length=False,
+        tokens=0,
+        computed_tokens=0,
         fingerprint="f" * 64,
         provenance={},
         tokenizer=SimpleNamespace(tokens_around=2),
@@ -209,6 +215,37 @@ def test_an_interrupted_command_says_how_to_resume_and_leaves_whole_files(
     assert "Traceback" not in done.stderr
     assert tree(tmp_path / "out").items() < tree(undisturbed[0]).items()
     assert not (tmp_path / "out" / "_tmp").exists()
+
+
+def test_a_pool_between_two_bounds_gives_the_same_bytes(
+    undisturbed: tuple[Path, Report], make_job: Job, tmp_path: Path
+) -> None:
+    """However many actors there were at a time; each unit says which of them did it."""
+    options = {"actors": 1, "max_actors": 2, "price_per_hour": 1.0, "max_dead": 0.1}
+    job = make_job(tmp_path / "out", **options)
+    report = embed_corpus(job)
+    assert tree(job.output) == tree(undisturbed[0])
+    assert report.actors == 2
+    assert 1 <= len(report.workers) <= 2
+    assert all(report.workers)
+    assert sum(times.units for times in report.workers.values()) == UNITS
+    assert report.forward_tokens == report.tokens <= report.computed_tokens
+    assert report.cost_per_million_tokens is not None
+    assert verify(job.output).defects == []
+
+
+def test_ray_data_is_given_the_bounds_and_the_first_size() -> None:
+    """It adds actors up to the most."""
+    strategy = actor_strategy(Pool(least=2, first=3, most=8))
+    assert (strategy.min_size, strategy.initial_size, strategy.max_size) == (2, 3, 8)
+
+
+def test_what_is_to_be_left_free_is_no_room_for_actors(
+    ray_cluster: None, make_job: Job, tmp_path: Path
+) -> None:
+    """Though it is free now."""
+    with pytest.raises(ConfigError, match="--leave-cpus 4 of them are left"):
+        embed_corpus(make_job(tmp_path / "out", leave_cpus=4))
 
 
 def test_a_model_that_cannot_be_loaded_is_refused_before_any_work(

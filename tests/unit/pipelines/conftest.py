@@ -69,13 +69,14 @@ class FakeEngine:
     context = CONTEXT
     dimension = DIMENSION
     int8_cosine = ""
-    fingerprint = "f" * 64
     unit_length = False
+    fingerprint = "f" * 64
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.tokenizer = WordTokenizer()
         self.provenance: dict[str, Any] = {"pooling": "none"}
         self.batches: list[int] = []
+        self.tokens = self.computed_tokens = 0
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return ids, never cut."""
@@ -84,6 +85,8 @@ class FakeEngine:
     def embed_ids(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Return float32 [N, 4]: sum, length, last word, largest id."""
         self.batches.append(len(inputs))
+        self.tokens += sum(map(len, inputs))
+        self.computed_tokens += max(map(len, inputs)) * len(inputs)
         if any(POISON in ids for ids in inputs):
             raise RuntimeError("poisoned")
         assert all(len(ids) <= CONTEXT for ids in inputs)

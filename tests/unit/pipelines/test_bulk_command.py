@@ -136,7 +136,10 @@ def test_arguments_reach_the_job(
         return report
 
     monkeypatch.setattr(command, "embed_corpus", embed_corpus)
-    options = "--on-long error --dtype float16 --columns a,b --max-dead 0.5 --actors 3 --overwrite"
+    options = (
+        "--on-long error --dtype float16 --columns a,b --max-dead 0.5 --actors 3:5 --overwrite"
+    )
+    options += " --leave-cpus 1.5 --leave-gpus 2 --price-per-hour 0.25"
     command.run(parse(*options.split(), "--address", "auto"), settings)
     assert jobs == [
         EmbedJob(
@@ -149,6 +152,10 @@ def test_arguments_reach_the_job(
             dtype="float16",
             max_dead=0.5,
             actors=3,
+            max_actors=5,
+            leave_cpus=1.5,
+            leave_gpus=2.0,
+            price_per_hour=0.25,
             address="auto",
             overwrite=True,
             metrics_model="text-embedding-ada-002",
