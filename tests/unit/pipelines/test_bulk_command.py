@@ -155,6 +155,17 @@ def test_arguments_reach_the_job(
     ]
 
 
+def test_help_loads_neither_ray_nor_torch_nor_pyarrow() -> None:
+    """The command line answers at once."""
+    code = (
+        "import sys, pipelines.embed_corpus\n"
+        "print([m for m in ('ray', 'torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    )
+    root = Path(command.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
+
+
 def test_an_object_store_is_named_by_its_uri(
     settings: Settings, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,17 +191,6 @@ def test_an_unknown_scheme_fails_the_command_without_a_traceback(
     arguments.output = "ftp://host/out"
     assert command.run(arguments, settings) == 1
     assert "unknown scheme 'ftp'; use a path, s3:// or gs://" in capsys.readouterr().err
-
-
-def test_help_loads_neither_ray_nor_torch_nor_pyarrow() -> None:
-    """The command line answers at once."""
-    code = (
-        "import sys, pipelines.embed_corpus\n"
-        "print([m for m in ('ray', 'torch', 'transformers', 'pyarrow') if m in sys.modules])"
-    )
-    root = Path(command.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
-    assert done.stdout == b"[]\n"
 
 
 def test_a_snapshot_tells_rate_share_and_time_left() -> None:
