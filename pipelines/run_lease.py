@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 from omai_ray.errors import ConfigError
@@ -99,8 +99,9 @@ class Claim(Lease):
             )
 
     def release(self) -> None:
-        """Let the next run have the output."""
-        self.claim.delete()
+        """Let the next run have the output; where the store fails, once the claim has ended."""
+        with suppress(StorageError):
+            self.claim.delete()
 
     def _write(self) -> None:
         self.claim.write_bytes(_holder().encode())
