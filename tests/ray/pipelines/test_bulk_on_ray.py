@@ -224,7 +224,7 @@ def test_a_pool_between_two_bounds_gives_the_same_bytes(
     options = {"actors": 1, "max_actors": 2, "price_per_hour": 1.0, "max_dead": 0.1}
     job = make_job(tmp_path / "out", **options)
     report = embed_corpus(job)
-    assert tree(job.output) == tree(undisturbed[0])
+    assert tree(Path(job.output)) == tree(undisturbed[0])
     assert report.actors == 2
     assert 1 <= len(report.workers) <= 2
     assert all(report.workers)

@@ -51,7 +51,7 @@ def test_a_long_text_is_a_row_for_each_chunk_with_the_columns_repeated(
     write_corpus({"a.parquet": ["a bb ccc dd e", None, "short"]})
     job = make_job(on_long="chunk", chunking=Chunking(tokens=5, overlap=1))
     report = run(job)
-    table = pq.read_table(job.output / "a.parquet")
+    table = pq.read_table(Path(job.output) / "a.parquet")
     assert table.drop(["text", "embedding"]).to_pylist() == [
         {"id": 0, "chunk": 0, "chunk_start": 0, "chunk_end": 8},
         {"id": 0, "chunk": 1, "chunk_start": 5, "chunk_end": 13},
@@ -59,7 +59,7 @@ def test_a_long_text_is_a_row_for_each_chunk_with_the_columns_repeated(
     ]
     assert table["text"].to_pylist() == ["a bb ccc dd e", "a bb ccc dd e", "short"]
     assert [vector[1] for vector in table["embedding"].to_pylist()] == [5, 5, 3]
-    assert dead_letters(job.output) == [("a.parquet", 1, 1, "null")]
+    assert dead_letters(Path(job.output)) == [("a.parquet", 1, 1, "null")]
     assert (report.rows_read, report.rows_written, report.rows_dead) == (3, 2, 1)
     assert (report.output_rows, report.total_output_rows, report.rows_truncated) == (3, 3, 0)
     assert "2 in 3 chunks" in report.to_text()
@@ -75,11 +75,11 @@ def test_a_row_with_one_bad_chunk_is_dead_with_all_of_them(
             on_long="chunk", chunking=Chunking(tokens=4, pool=pool), overwrite=pool is not None
         )
         report = run(job)
-        assert dead_letters(job.output) == [
+        assert dead_letters(Path(job.output)) == [
             ("a.parquet", 0, 1, "not_finite"),
             ("a.parquet", 1, 1, "engine_failed"),
         ]
-        assert set(pq.read_table(job.output / "a.parquet")["id"].to_pylist()) == {2}
+        assert set(pq.read_table(Path(job.output) / "a.parquet")["id"].to_pylist()) == {2}
         assert (report.rows_written, report.rows_dead, report.tokens) == (1, 2, 7)
 
 
@@ -90,7 +90,7 @@ def test_chunks_of_a_real_model_are_their_texts_tokens_and_a_short_text_is_as_ev
     write_corpus({"a.parquet": [LONG, "the lazy dog"]})
     job = make_job(on_long="chunk", chunking=Chunking(tokens=12, overlap=3), row_id=True)
     run(job, local_executor(engine=small))
-    table = pq.read_table(job.output / "a.parquet")
+    table = pq.read_table(Path(job.output) / "a.parquet")
     rows = table.drop(["embedding"]).to_pylist()
     windows = small.tokenizer.windows([LONG], 12, 3)[0]
     assert [(row["chunk_start"], row["chunk_end"]) for row in rows[:-1]] == [
@@ -114,7 +114,7 @@ def test_pooled_chunks_are_one_vector_of_length_1_weighted_by_tokens(
     write_corpus({"a.parquet": [LONG, "the lazy dog", None, LONG[:50]]})
     job = make_job(on_long="chunk", chunking=Chunking(tokens=12, pool="mean"), dtype=dtype)
     report = run(job, local_executor(engine=small))
-    table = pq.read_table(job.output / "a.parquet")
+    table = pq.read_table(Path(job.output) / "a.parquet")
     windows = small.tokenizer.windows([LONG], 12, 0)[0]
     of_chunks = small.embed_ids([window.ids for window in windows])
     weights = [len(window.ids) - 2 for window in windows]
@@ -198,7 +198,7 @@ def test_chunks_that_the_model_cannot_take_are_refused_before_any_work(
     job = make_job(on_long="chunk", chunking=chunking)
     with pytest.raises(ConfigError, match=message):
         run(job)
-    assert not (job.output / "_run" / "manifest.json").exists()
+    assert not (Path(job.output) / "_run" / "manifest.json").exists()
 
 
 def test_chunk_options_without_chunks_are_refused(make_job: Job) -> None:

@@ -325,7 +325,8 @@ def test_a_sink_is_the_jobs_and_a_bad_one_is_refused_in_a_line(
     settings: Settings, report: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The report says what it was fed."""
-    job = command._job(parse("--sink", "/data/docs.lance"), settings, None)
+    args = parse("--sink", "/data/docs.lance")
+    job = command.make_job(args, settings, **command._run_options(args))
     assert job.sink is not None
     assert (job.sink.kind, job.sink.name) == ("lance", "docs.lance")
     assert command.run(parse("--sink", "mysql://host/db"), settings) == 1

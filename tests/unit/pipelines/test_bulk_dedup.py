@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_bytes_whatever_was_the_same(
     with pytest.raises(KeyboardInterrupt):
         run(job, local_executor(stop_after=2, engine=BatchEngine()))
     run(job, local_executor(engine=BatchEngine()))
-    assert tree(job.output) == tree(whole.output)
+    assert tree(Path(job.output)) == tree(Path(whole.output))
 
 
 def test_an_input_that_fails_fails_for_each_of_its_rows_and_is_not_remembered() -> None:
@@ -227,8 +227,8 @@ def test_the_ledger_and_the_completion_record_count_output_rows(
     write_corpus({"a.parquet": ["w " * 12, "w", None]})
     job = make_job(on_long="chunk")
     run(job)
-    entry = json.loads((job.output / "_run" / "ledger.jsonl").read_text())
+    entry = json.loads((Path(job.output) / "_run" / "ledger.jsonl").read_text())
     assert (entry["rows"], entry["written"], entry["dead"], entry["output_rows"]) == (3, 2, 1, 3)
-    assert pq.read_metadata(job.output / "a.parquet").num_rows == 3
-    success = json.loads((job.output / "_SUCCESS.json").read_text())
+    assert pq.read_metadata(Path(job.output) / "a.parquet").num_rows == 3
+    success = json.loads((Path(job.output) / "_SUCCESS.json").read_text())
     assert success["total_output_rows"] == 3

@@ -14,11 +14,14 @@ from omai_ray.storage import Location, StorageError
 from pipelines.errors import OutputInUse, OutputMismatch, RunFailed
 from pipelines.job import EmbedJob
 from pipelines.plan import read_footers
+from pipelines.preview import preview
 from pipelines.report import Report
 from pipelines.run_lease import CLAIM_S, Claim, lease
 from pipelines.run_ledger import Entry, SegmentLedger
 from pipelines.run_record import RunRecord
 from pipelines.source import check_apart, find_files
+from pipelines.tombstones import read_tombstones
+from pipelines.verify import Defect, verify
 from tests.s3_server import S3Server, Stored, s3_server
 
 Corpus = Callable[..., Path]
@@ -94,9 +97,32 @@ def test_from_store_to_store_every_file_equals_that_of_a_run_on_disk(
     assert (report.total_rows, report.total_rows_written, report.total_rows_dead) == (22, 18, 4)
     kept = {k for k in s3.buckets[BUCKET] if k.startswith("out/_") and not k.endswith("/")}
     kept -= {f"out/{name}" for name in whole}
-    assert {"out/_SUCCESS.json", "out/_run/manifest.json"} <= kept
-    assert all(key.startswith("out/_run/ledger/") for key in kept if "_run/manifest" not in key
-               and "_SUCCESS" not in key)  # fmt: skip
+    records = ("_SUCCESS.json", "_run/manifest.json", "_run/report.json", "_run/report.html")
+    ledger = {key for key in kept if key.startswith("out/_run/ledger/")}
+    assert ledger
+    assert kept - ledger == {f"out/{name}" for name in records}
+
+
+def test_an_output_in_a_store_is_verified_and_compared_as_one_on_disk(
+    whole: dict[str, bytes], make_job: Job, run: Run, at: Callable[..., str], s3: S3Server
+) -> None:
+    """Nothing is written by looking; what went leaves tombstones there too."""
+    job = make_job(source=at("in"), output=at("out"), unit_rows=5)
+    run(job)
+    before = dict(s3.buckets[BUCKET])
+    assert verify(at("out")).defects == []
+    assert not preview(job, lambda _: {}).differs
+    assert dict(s3.buckets[BUCKET]) == before
+    gone = next(key for key in objects(s3, "out/") if not key.startswith("_"))
+    Location.parse(at("out")).child(gone).delete()
+    assert Defect(gone, "is missing") in verify(at("out")).defects
+    source = next(key for key in objects(s3, "in/") if not key.startswith("_"))
+    Location.parse(at("in")).child(source).delete()
+    assert preview(job, lambda _: {}).deleted == [source]
+    run(job)
+    stones = read_tombstones(RunRecord(at("out"), mend=False))
+    assert {(stone.source, stone.reason) for stone in stones} == {(source, "removed")}
+    assert verify(at("out")).defects == []
 
 
 @pytest.mark.parametrize("units", range(5))

@@ -78,7 +78,7 @@ def test_before_the_first_run_all_is_new(root: Path, make_job: Job) -> None:
         "units_pending": 4,
         "outputs_stale": 0,
     }
-    assert not job.output.exists()
+    assert not Path(job.output).exists()
 
 
 def test_after_a_run_nothing_differs(root: Path, make_job: Job, run: Run) -> None:
@@ -96,7 +96,7 @@ def test_a_preview_is_what_the_run_then_does(
     run(make_job(unit_rows=2))
     write_corpus({"b.parquet": ["other", "text"], "new.parquet": ["n"]})
     (root / "a.parquet").unlink()
-    (make_job().output / "d=1" / "c.parquet").unlink()
+    (Path(make_job().output) / "d=1" / "c.parquet").unlink()
     found = look(make_job())
     assert files_of(found) == {
         "new": ["new.parquet"],
@@ -206,7 +206,7 @@ def test_speed_and_actors_are_by_default_those_of_the_last_run(
 ) -> None:
     """From its report."""
     run(make_job())
-    path = make_job().output / "_run" / "report.json"
+    path = Path(make_job().output) / "_run" / "report.json"
     report = json.loads(path.read_text()) | {"tokens_per_actor_s": 250.0, "replicas_used": 3}
     path.write_text(json.dumps(report))
     write_corpus({"new.parquet": ["n"]})

@@ -113,11 +113,11 @@ def test_a_runs_report_is_kept_until_another_has_work_to_do(
     write_corpus({"a.parquet": ["x", None]})
     job = make_job()
     run(job)
-    kept = json.loads((job.output / "_run" / "report.json").read_text())
+    kept = json.loads((Path(job.output) / "_run" / "report.json").read_text())
     assert (kept["rows_read"], kept["rows_dead"]) == (2, 1)
     run(job)
-    assert json.loads((job.output / "_run" / "report.json").read_text()) == kept
-    assert "null" in Reader((job.output / "_run" / "report.html").read_text()).text
+    assert json.loads((Path(job.output) / "_run" / "report.json").read_text()) == kept
+    assert "null" in Reader((Path(job.output) / "_run" / "report.html").read_text()).text
 
 
 def test_a_page_shows_the_run_and_loads_nothing(report: Report) -> None:

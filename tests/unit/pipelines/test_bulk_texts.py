@@ -134,8 +134,11 @@ def test_a_templated_job_dead_letters_and_carries_as_any(
     pq.write_table(table, tmp_path / "in" / "a.parquet")
     job = make_job(column=None, template="{a} {b}\n{c}", columns=("id",))
     run(job)
-    assert dead_letters(job.output) == [("a.parquet", 1, 1, "null"), ("a.parquet", 2, 1, "empty")]
-    written = pq.read_table(job.output / "a.parquet")
+    assert dead_letters(Path(job.output)) == [
+        ("a.parquet", 1, 1, "null"),
+        ("a.parquet", 2, 1, "empty"),
+    ]
+    written = pq.read_table(Path(job.output) / "a.parquet")
     assert written.column_names == ["id", "embedding"]
     assert [vector[1] for vector in written["embedding"].to_pylist()] == [5]
     assert written.schema.metadata[b"omai.text_template"] == b"{a} {b}\n{c}"

@@ -34,7 +34,7 @@ def root(write_corpus: Corpus, make_job: Job, run: Run) -> Path:
 
 def test_a_first_run_leaves_none(root: Path, make_job: Job) -> None:
     """Nothing was there before it."""
-    assert stones(make_job().output) == []
+    assert stones(Path(make_job().output)) == []
 
 
 def test_a_file_that_is_gone_leaves_one_for_each_of_its_units(
@@ -44,7 +44,7 @@ def test_a_file_that_is_gone_leaves_one_for_each_of_its_units(
     (root / "a.parquet").unlink()
     before = datetime.now(UTC).replace(microsecond=0)
     run(make_job())
-    output = make_job().output
+    output = Path(make_job().output)
     assert stones(output) == [
         ("a-part-00000-of-00002.parquet", "a.parquet", 0, 2, "removed"),
         ("a-part-00001-of-00002.parquet", "a.parquet", 2, 1, "removed"),
@@ -59,10 +59,10 @@ def test_a_file_that_changed_leaves_the_rows_that_it_had(
     """It may have fewer now, and what was made of the others has to go."""
     write_corpus({"b.parquet": ["only"]})
     run(make_job())
-    assert stones(make_job().output) == [("b.parquet", "b.parquet", 0, 2, "replaced")]
+    assert stones(Path(make_job().output)) == [("b.parquet", "b.parquet", 0, 2, "replaced")]
     write_corpus({"b.parquet": ["one", "two"]})
     run(make_job())
-    assert stones(make_job().output) == [("b.parquet", "b.parquet", 0, 1, "replaced")]
+    assert stones(Path(make_job().output)) == [("b.parquet", "b.parquet", 0, 1, "replaced")]
 
 
 def test_a_file_that_became_unreadable_leaves_the_rows_that_it_had(
@@ -72,7 +72,7 @@ def test_a_file_that_became_unreadable_leaves_the_rows_that_it_had(
     (root / "b.parquet").write_bytes(b"PAR1 not really")
     run(make_job())
     run(make_job())
-    assert stones(make_job().output) == [("b.parquet", "b.parquet", 0, 2, "replaced")]
+    assert stones(Path(make_job().output)) == [("b.parquet", "b.parquet", 0, 2, "replaced")]
 
 
 def test_a_file_that_had_no_row_leaves_none(root: Path, make_job: Job, run: Run) -> None:
@@ -82,13 +82,13 @@ def test_a_file_that_had_no_row_leaves_none(root: Path, make_job: Job, run: Run)
     run(make_job())
     (root / "new.parquet").write_bytes(good)
     run(make_job())
-    assert stones(make_job().output) == []
+    assert stones(Path(make_job().output)) == []
 
 
 def test_overwriting_leaves_all_that_was_there(root: Path, make_job: Job, run: Run) -> None:
     """Its vectors are of another run."""
     run(make_job(overwrite=True, unit_rows=100))
-    assert [stone[0] for stone in stones(make_job().output)] == [
+    assert [stone[0] for stone in stones(Path(make_job().output))] == [
         "a-part-00000-of-00002.parquet",
         "a-part-00001-of-00002.parquet",
         "b.parquet",
@@ -97,9 +97,9 @@ def test_overwriting_leaves_all_that_was_there(root: Path, make_job: Job, run: R
 
 def test_a_unit_that_is_only_done_again_leaves_none(root: Path, make_job: Job, run: Run) -> None:
     """Its rows are the same."""
-    (make_job().output / "b.parquet").unlink()
+    (Path(make_job().output) / "b.parquet").unlink()
     run(make_job())
-    assert stones(make_job().output) == []
+    assert stones(Path(make_job().output)) == []
 
 
 def test_a_tombstone_is_there_before_its_file_goes(
@@ -115,13 +115,13 @@ def test_a_tombstone_is_there_before_its_file_goes(
         patch.setattr(RunRecord, "remove", die)
         with pytest.raises(KeyboardInterrupt):
             run(make_job())
-    assert (make_job().output / "b.parquet").exists()
-    assert [stone[0] for stone in stones(make_job().output)] == ["b.parquet"]
+    assert (Path(make_job().output) / "b.parquet").exists()
+    assert [stone[0] for stone in stones(Path(make_job().output))] == ["b.parquet"]
 
 
 def test_damaged_tombstones_are_refused_by_name(root: Path, make_job: Job) -> None:
     """Their loss would leave rows in an index for good."""
-    output = make_job().output
+    output = Path(make_job().output)
     (output / "_run" / "tombstones.jsonl").write_text("not json\n")
     with pytest.raises(OutputMismatch, match=r"tombstones\.jsonl is damaged"):
         read_tombstones(RunRecord(output))

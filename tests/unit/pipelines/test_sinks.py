@@ -24,7 +24,7 @@ from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.read import DeadLetter
 from pipelines.report import Report
-from pipelines.run_record import Entry
+from pipelines.run_ledger import Entry
 from pipelines.sinks import feed, rows
 from pipelines.sinks.rows import CommittedUnit, json_rows, row_schema
 from pipelines.sinks.sink import SinkTarget, parse_target
