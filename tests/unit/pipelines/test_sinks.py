@@ -19,6 +19,7 @@ import pytest
 
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location
+from pipelines.chunk import Chunking
 from pipelines.commit import commit_dead_letters
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
@@ -188,6 +189,25 @@ def test_a_changed_file_replaces_its_rows_and_a_file_that_is_gone_takes_them_alo
     (tmp_path / "in" / "d=1" / "b.parquet").unlink()
     fill()
     assert texts(store) == {("a.parquet", 0, 0): "new"}
+
+
+def test_each_chunk_of_a_row_is_in_the_sink_once(
+    store: Store, write_corpus: Corpus, fill: Fill, tmp_path: Path
+) -> None:
+    """Chunks are known by their row's number and their own."""
+    long = " ".join(f"w{number}" for number in range(20))
+    write_corpus({"a.parquet": ["one", None, long, "nan", "two"]})
+    report = fill(on_long="chunk", chunking=Chunking(tokens=8, overlap=1))
+    written = {
+        (row["id"], row["chunk"]): row for row in pq.read_table(tmp_path / "out").to_pylist()
+    }
+    assert report.sink_rows == len(written) > 3
+    stored = store.rows()
+    assert {(row, chunk) for _, row, chunk in stored} == set(written)
+    for (_, number, chunk), found in stored.items():
+        row = written[number, chunk]
+        assert found.columns["chunk_start"] == row["chunk_start"]
+        np.testing.assert_allclose(direction(found.vector), direction(row["embedding"]), rtol=1e-5)
 
 
 def test_a_unit_that_is_to_be_done_again_is_fed_once_it_is(
