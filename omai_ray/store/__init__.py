@@ -1,4 +1,4 @@
-"""Accounts, users, keys, sessions, files and usage in SQL: SQLite on one node, PostgreSQL on many."""
+"""Accounts, users, keys, sessions, usage, files in SQL: SQLite on one node, PostgreSQL on many."""
 
 from __future__ import annotations
 
