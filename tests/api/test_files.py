@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
-from pyarrow import fs
 
-from omai_ray.files import Contents
-from tests.api.conftest import FILE_LIMITS, MAX_BODY_BYTES, Api, Exchange, bearer
-from tests.api.shapes import check, check_error
+from tests.api.conftest import Api
+from tests.api.shapes import check
 
 LINES = b'{"custom_id": "a"}\n{"custom_id": "b"}\n'
 BATCH_DAYS = 30
@@ -39,7 +32,7 @@ async def upload(
 
 def stored(api: Api) -> list[str]:
     """Return the names of all content that there is."""
-    return sorted(path.name for path in Path(api.files.contents.root).iterdir())
+    return sorted(path.name for path in api.files.contents.root.local_path.iterdir())
 
 
 async def test_a_file_is_uploaded_listed_read_and_deleted(api: Api) -> None:
