@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -89,8 +89,8 @@ def parse_body(raw: bytes, model: type[Body]) -> Body:
 
 def parse_texts(values: Mapping[str, str], model: type[Query]) -> Query:
     """Return texts by name as `model`, numbers read where it wants them. Raises InvalidRequest."""
-    fields = model.model_fields.items()
-    kinds = {field.alias or name: field.annotation for name, field in fields}
+    hints = get_type_hints(model)
+    kinds = {field.alias or name: hints[name] for name, field in model.model_fields.items()}
     given = {name: _number(text, kinds.get(name)) for name, text in values.items()}
     try:
         return model.model_validate(given)
