@@ -119,8 +119,11 @@ async def test_a_file_is_uploaded_listed_read_and_deleted(
 
 async def test_an_expiry_may_be_given(api: Api, headers: Headers) -> None:
     """By OpenAI's two fields, of which neither goes without the other; the file then goes."""
-    anchor, seconds = "expires_after[anchor]", "expires_after[seconds]"
-    file = (await upload(api, headers, **{anchor: "created_at", seconds: "3600"})).json()
+    expiry: dict[str, Any] = {
+        "expires_after[anchor]": "created_at",
+        "expires_after[seconds]": "3600",
+    }
+    file = (await upload(api, headers, **expiry)).json()
     assert file["expires_at"] == file["created_at"] + 3600
     api.wall.now_s += 3601
     gone = await api.client.get(f"/v1/files/{file['id']}", headers=headers)
