@@ -37,7 +37,8 @@ async def answer(
         "headers": list(headers),
         "client": ("10.0.0.1", 1),
     }
-    edge = EdgeMiddleware(app, RequestLimits(100), behind_haproxy=behind_haproxy)
+    limits = RequestLimits(100, max_upload_bytes=200)
+    edge = EdgeMiddleware(app, limits, behind_haproxy=behind_haproxy)
     await edge(scope, receive, send)
     assert [message["type"] for message in sent].count("http.response.start") == 1
     named = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
@@ -110,14 +111,31 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
     assert (await answer(breaks_off(ended=True)))[2] == b"data: 1\n\n"
 
 
+async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read a request to its end, or until it is broken off."""
+    more = True
+    while more:
+        message = await receive()
+        more = message.get("more_body", False)
+    await PlainTextResponse("late")(scope, receive, send)
+
+
+@pytest.mark.parametrize("size", [100, 101, 200, 201])
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/", "/v1/embeddings"])
+async def test_uploads_alone_may_be_longer(path: str, size: int, declared: bool) -> None:
+    """By their own limit, whether they declare their length or not."""
+    most = 200 if path == "/v1/files" else 100
+    headers = ((b"content-length", b"%d" % size),) if declared else ()
+    status, _, body = await answer(reads_all, *headers, bodies=(b"a" * size, b""), path=path)
+    assert (status == 200) == (size <= most)
+    if size > most:
+        assert (413, "payload_too_large") == (status, code_of(body))
+        assert f"at most {most} bytes" in body.decode()
+
+
 async def test_a_body_that_grows_too_long_is_answered_once() -> None:
     """What the application says afterwards is dropped."""
-
-    async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        await PlainTextResponse("late")(scope, receive, send)
-
     status, headers, body = await answer(reads_all, bodies=(b"a" * 60, b"a" * 60, b""))
     assert (413, "payload_too_large") == (status, code_of(body))
     assert headers["connection"] == "close"
