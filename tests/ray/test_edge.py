@@ -86,8 +86,8 @@ def test_only_uploads_may_be_larger_than_other_bodies(served: Served) -> None:
     content = bytes(range(256)) * (12 * MIB // 256)
     assert len(content) > INGRESS.max_body_bytes
     with served.client(key) as client:
-        form = {"data": {"purpose": "user_data"}, "files": {"file": ("a", content)}}
-        made = client.post("/v1/files", **form).json()
+        form, parts = {"purpose": "user_data"}, {"file": ("a", content)}
+        made = client.post("/v1/files", data=form, files=parts).json()
         assert made["bytes"] == len(content)
         path = f"/v1/files/{made['id']}/content"
         assert client.get(path).content == content
