@@ -1,8 +1,7 @@
 """An S3 server on loopback, in memory, that can be told to fail: for tests of object storage.
 
 It speaks what the AWS SDK within pyarrow needs: objects, ranges, multipart uploads, paged lists
-with delimiters. Signatures are not checked. Set OMAI_TEST_S3_ENDPOINT (and AWS credentials) to
-run the tests that inject no faults against another server.
+with delimiters. Signatures are not checked.
 """
 
 from __future__ import annotations
