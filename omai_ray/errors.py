@@ -129,6 +129,32 @@ class PayloadTooLarge(OMAiError):
     default_code = "payload_too_large"
 
 
+class RangeNotSatisfiable(OMAiError):
+    """The part of the content that is asked for lies beyond its end."""
+
+    status = 416
+    type = "invalid_request_error"
+    default_code = "range_not_satisfiable"
+
+
+class InsufficientStorage(OMAiError):
+    """The server's disk is full."""
+
+    status = 507
+    default_code = "insufficient_storage"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        given = {"x-should-retry": "false", **(headers or {})}
+        super().__init__(message, param=param, code=code, headers=given)
+
+
 class HeadersTooLarge(OMAiError):
     """There are too many headers, or they are too long."""
 
@@ -138,7 +164,7 @@ class HeadersTooLarge(OMAiError):
 
 
 class UnsupportedMediaType(OMAiError):
-    """The body is not JSON."""
+    """The body is not of the kind that the route reads."""
 
     status = 415
     type = "invalid_request_error"

@@ -190,6 +190,13 @@ class Location:
         with _failures(self):
             return Input(self, self._filesystem.open_input_file(self.path))
 
+    def open_output(self) -> Output:
+        """Open for writing piece by piece, at a place that nobody reads before it is complete."""
+        with _failures(self):
+            if self.is_local:
+                self.local_path.parent.mkdir(parents=True, exist_ok=True)
+            return Output(self, self._filesystem.open_output_stream(self.path))
+
     def read_bytes(self) -> bytes:
         """Return the whole content."""
         with self.open_input() as file:
@@ -275,7 +282,8 @@ class Location:
         try:
             stream.close()
         except OSError:
-            return  # a part failed, so the store never completed the object
+            if not self.is_local:
+                return  # a part failed, so the store never completed the object
         self.delete()
 
 
@@ -328,6 +336,35 @@ class Input(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+class Output:
+    """A file or object being written, by one thread at a time. `close` it, or `discard` it.
+
+    Unlike what `write_from` makes, it may be seen unfinished: on a disk as it grows, and on an
+    object store after a failure, until it is discarded.
+    """
+
+    def __init__(self, location: Location, stream: Any) -> None:
+        self._location, self._stream = location, stream
+
+    def write(self, content: bytes) -> None:
+        """Add to it. Memory stays bounded: what an object store uploads behind is waited for."""
+        with _failures(self._location):
+            self._stream.write(content)
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Return once all of it is durable."""
+        with _failures(self._location):
+            self._stream.close()
+            if self._location.is_local:
+                sync(self._location.local_path)
+                sync(self._location.local_path.parent)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self._location._discard(self._stream)
 
 
 def sync(path: Path) -> None:
