@@ -1,4 +1,4 @@
-"""Accounts, users, keys, sessions and usage in SQL: SQLite on one node, PostgreSQL on many."""
+"""Accounts, users, keys, sessions, files and usage in SQL: SQLite on one node, PostgreSQL on many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from omai_ray.store.records import (
     AccountStatus,
     ApiKey,
     AuditEntry,
+    File,
     Outcome,
+    Purpose,
     Role,
     Session,
     User,
@@ -19,7 +21,9 @@ __all__ = [
     "AccountStatus",
     "ApiKey",
     "AuditEntry",
+    "File",
     "Outcome",
+    "Purpose",
     "Role",
     "Session",
     "Store",

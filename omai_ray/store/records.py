@@ -10,6 +10,7 @@ from sqlalchemy import RowMapping
 AccountStatus = Literal["active", "suspended"]
 Role = Literal["owner", "member", "admin"]
 Outcome = Literal["success", "failure", "denied"]
+Purpose = Literal["batch", "batch_output", "user_data"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,20 @@ class AuditEntry(_Record):
     request_id: str | None
     source: str | None
     details: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class File(_Record):
+    """What is known of a file; its content is kept under its id. filename: as its owner calls it.
+
+    expires: None for never. in_use: how many batches that have not ended read it.
+    """
+
+    id: str
+    account_id: str
+    purpose: Purpose
+    filename: str
+    bytes: int
+    created: float
+    expires: float | None
+    in_use: int

@@ -24,7 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every migration, oldest first; a database at the last one needs no alembic."""
 
 
@@ -213,4 +213,21 @@ usage_months = Table(
     Column("month", String(7), primary_key=True),
     Column("requests", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
+)
+
+# What is uploaded, and what batches leave; its content is kept elsewhere, under the id. in_use: by
+# how many batches that have not ended, until when it can neither be deleted nor expire.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account_id", String(40), ForeignKey("accounts.id"), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("in_use", Integer, nullable=False, server_default="0"),
+    Index("ix_files_account_id", "account_id", "created", "id"),
+    Index("ix_files_expires", "expires"),
 )
