@@ -228,6 +228,6 @@ files = Table(
     Column("created", Double, nullable=False),
     Column("expires", Double),
     Column("in_use", Integer, nullable=False, server_default="0"),
-    Index("ix_files_account_id", "account_id", "created", "id"),
+    Index("ix_files_account_id", "account_id", "id"),
     Index("ix_files_expires", "expires"),
 )

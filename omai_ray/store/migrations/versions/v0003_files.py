@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="fk_files_account_id"),
         sa.PrimaryKeyConstraint("id", name="pk_files"),
     )
-    op.create_index("ix_files_account_id", "files", ["account_id", "created", "id"])
+    op.create_index("ix_files_account_id", "files", ["account_id", "id"])
     op.create_index("ix_files_expires", "files", ["expires"])
 
 
