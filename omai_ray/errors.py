@@ -129,6 +129,24 @@ class PayloadTooLarge(OMAiError):
     default_code = "payload_too_large"
 
 
+class InsufficientStorage(OMAiError):
+    """The server's disk is full."""
+
+    status = 507
+    default_code = "insufficient_storage"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        given = {"x-should-retry": "false", **(headers or {})}
+        super().__init__(message, param=param, code=code, headers=given)
+
+
 class HeadersTooLarge(OMAiError):
     """There are too many headers, or they are too long."""
 
