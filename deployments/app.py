@@ -98,7 +98,8 @@ def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
     replica = ChatReplica if spec.task == "chat" else EmbeddingReplica
     deployment: Deployment = serve.deployment(replica).options(  # type: ignore[attr-defined]
         name=deployment_name(spec.name),
-        max_ongoing_requests=spec.max_running_requests + spec.max_queued_requests,
+        # Engines bound online requests and those of batches, each by as much.
+        max_ongoing_requests=2 * (spec.max_running_requests + spec.max_queued_requests),
         max_queued_requests=spec.max_queued_requests,
         max_replicas_per_node=spec.max_replicas_per_node,
         ray_actor_options=_actor_options(spec),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
@@ -21,12 +22,14 @@ from ray.serve.handle import DeploymentHandle
 
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.priority import Priority
 from omai_ray.telemetry.logs import request_id_var
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# How long a replica may say nothing: beyond the longest queue, short of for ever.
-PATIENCE_S = 300.0
+# How long a replica may say nothing: beyond the longest queue, short of for ever. A batch's work
+# may stand behind hours of traffic.
+PATIENCE_S: dict[Priority, float] = {"online": 300.0, "batch": 3600.0}
 # How long, and how often, replicas are asked for what they have of an answer.
 _ASKED_S, _ASK_TIMEOUT_S, _ASK_AGAIN_S = 4.0, 2.0, 0.2
 # What crosses is data; cloudpickle, the default, is for code, and takes thrice as long.
@@ -35,9 +38,11 @@ _TRIED_AGAIN = "a model's replica went away before it answered; another is tried
 
 
 class HandleChatBackend:
-    """Implements ChatBackend over a chat deployment."""
+    """Implements ChatBackend over a chat deployment. priority: of all its jobs."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], priority: Priority = "online") -> None:
+        self._priority = priority
+        self._patience_s = PATIENCE_S[priority]
         data = handle.options(request_serialization=_PICKLE, response_serialization=_PICKLE)
         self._handle = data
         self._answering = data.options(method_name="answer")
@@ -49,12 +54,13 @@ class HandleChatBackend:
         A job whose replica goes away before it gave a token is tried once more, at another. It
         counts once: what counts is what is yielded here.
         """
-        with domain_errors():
+        job = dataclasses.replace(job, priority=self._priority)
+        with domain_errors(self._patience_s):
             for retriable in (True, False):
                 response: Any = self._streaming.remote(job, request_id_var.get())
                 try:
                     while True:
-                        async with asyncio.timeout(PATIENCE_S):
+                        async with asyncio.timeout(self._patience_s):
                             deltas: list[ChatDelta] = await anext(response)
                         retriable = False
                         yield deltas
@@ -72,7 +78,8 @@ class HandleChatBackend:
 
         A job whose replica goes away is tried once more, at another: of the first nothing came.
         """
-        with domain_errors():
+        job = dataclasses.replace(job, priority=self._priority)
+        with domain_errors(self._patience_s):
             await _twice_at_most(lambda: self._answer(job, choices))
 
     async def _answer(self, job: ChatJob, choices: list[ChatDelta]) -> None:
@@ -94,10 +101,10 @@ class HandleChatBackend:
     async def _patiently(
         self, call: asyncio.Future[list[ChatDelta]], job: ChatJob
     ) -> list[ChatDelta]:
-        """Wait for as long as the answer grows within PATIENCE_S."""
+        """Wait for as long as the answer grows within its patience."""
         tokens = 0
         while True:
-            done, _ = await asyncio.wait({call}, timeout=PATIENCE_S)
+            done, _ = await asyncio.wait({call}, timeout=self._patience_s)
             if done:
                 return call.result()
             before, tokens = tokens, sum(c.tokens for c in await self._so_far(job, end=False))
@@ -136,25 +143,29 @@ class HandleChatBackend:
 
     async def ready(self) -> None:
         """Return once a replica answers."""
-        with domain_errors():
+        with domain_errors(self._patience_s):
             await self._handle.ready.remote()
 
 
 class HandleEmbeddingBackend:
-    """Implements EmbeddingBackend over an embedding deployment."""
+    """Implements EmbeddingBackend over an embedding deployment. priority: of all its inputs."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], priority: Priority = "online") -> None:
+        self._priority = priority
+        self._patience_s = PATIENCE_S[priority]
         self._handle = handle.options(request_serialization=_PICKLE, response_serialization=_PICKLE)
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids."""
-        with domain_errors():
+        with domain_errors(self._patience_s):
             return await _twice_at_most(lambda: self._embed(inputs, account))
 
     async def _embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        response: Any = self._handle.embed.remote(inputs, account, request_id_var.get())
+        response: Any = self._handle.embed.remote(
+            inputs, account, request_id_var.get(), self._priority
+        )
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 vectors: npt.NDArray[np.float32] = await response
         except (asyncio.CancelledError, TimeoutError):
             response.cancel()
@@ -163,7 +174,7 @@ class HandleEmbeddingBackend:
 
     async def ready(self) -> None:
         """Return once a replica answers."""
-        with domain_errors():
+        with domain_errors(self._patience_s):
             await self._handle.ready.remote()
 
 
@@ -182,8 +193,11 @@ def _absorb(choices: list[ChatDelta], gained: list[ChatDelta]) -> None:
 
 
 @contextlib.contextmanager
-def domain_errors() -> Iterator[None]:
-    """Raise the replica's own OMAiError, or ours for what Ray reports of a replica."""
+def domain_errors(patience_s: float) -> Iterator[None]:
+    """Raise the replica's own OMAiError, or ours for what Ray reports of a replica.
+
+    patience_s: how long it was waited for, where it did not answer.
+    """
     try:
         yield
     except RayTaskError as error:
@@ -197,9 +211,9 @@ def domain_errors() -> Iterator[None]:
             "The model has too many requests waiting. Please try again later.",
         ) from None
     except TimeoutError:
-        _log.error("a model did not answer within %s s", PATIENCE_S)
+        _log.error("a model did not answer within %s s", patience_s)
         raise Overloaded(
-            f"The model did not answer within {PATIENCE_S:.0f} s. Please try again later.",
+            f"The model did not answer within {patience_s:.0f} s. Please try again later.",
             headers={"Retry-After": "10"},
         ) from None
     except RayActorError as error:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from omai_ray.autoscaling.load import LoadMeter
 from omai_ray.catalog import ModelSpec
+from omai_ray.priority import Priority
 from omai_ray.telemetry.logs import configure_logs, request_id_var
 from omai_ray.telemetry.recorder import Recorder
 
@@ -36,7 +37,7 @@ class EmbeddingReplica:
         export(recorder, lambda: sample_embedding(recorder, spec.name, self._batcher))
 
     async def embed(
-        self, inputs: list[list[int]], account: str, request_id: str | None
+        self, inputs: list[list[int]], account: str, request_id: str | None, priority: Priority
     ) -> npt.NDArray[np.float32]:
         """Return float32 [N, D] for N inputs of token ids; of a reranker a score each, [N, 1].
 
@@ -44,7 +45,7 @@ class EmbeddingReplica:
         """
         request_id_var.set(request_id)
         with self._meter.request(sum(map(len, inputs))) as work:
-            vectors = await self._batcher.embed(inputs, account)
+            vectors = await self._batcher.embed(inputs, account, priority)
             work.answer(0)
         return vectors
 

@@ -130,7 +130,7 @@ async def test_an_answer_that_no_replica_has_is_asked_for_once(said: list[Any]) 
 
 async def test_an_answer_is_waited_for_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes in all."""
-    monkeypatch.setattr(backends, "PATIENCE_S", 0.001)
+    monkeypatch.setitem(backends.PATIENCE_S, "online", 0.001)
     handle = Handle([some(1)], [None, some(2)], [some(3)])
 
     def done_at_the_third() -> None:
@@ -146,7 +146,7 @@ async def test_an_answer_is_waited_for_while_it_grows(monkeypatch: pytest.Monkey
 
 async def test_an_answer_that_grows_no_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what there is of it, and the error that a silent stream ends with."""
-    monkeypatch.setattr(backends, "PATIENCE_S", 0.001)
+    monkeypatch.setitem(backends.PATIENCE_S, "online", 0.001)
     handle = Handle([some(3)], [some(3)], [some(3)])
     task, choice = answering(handle)
     with pytest.raises(Overloaded, match="did not answer"):

@@ -18,6 +18,7 @@ STATE = tuple(f"omai_ray.{part}" for part in ("identity", "quota", "ledger", "st
 ALLOWED = {
     "omai_ray.errors": (),
     "omai_ray.tasks": (),
+    "omai_ray.priority": (),
     "omai_ray.catalog": ("omai_ray.errors",),
     "omai_ray.secret_literals": (),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
@@ -30,12 +31,14 @@ ALLOWED = {
         "omai_ray.catalog",
         "omai_ray.errors",
         "omai_ray.tasks",
+        "omai_ray.priority",
     ),
     "clients": ("clients", "omai"),
 }
 FORBIDDEN = {
     "omai_ray.errors": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.tasks": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
+    "omai_ray.priority": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.catalog": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.settings": (*HEAVY, "fastapi", "sqlalchemy", "tokenizers"),
     "omai_ray.text": (*HEAVY, "fastapi", "sqlalchemy", "numpy"),

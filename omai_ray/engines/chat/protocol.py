@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from omai_ray.priority import Priority
+
 EngineFinish = Literal["stop", "length", "abort", "error"]
 
 
@@ -55,7 +57,7 @@ class GenerationRequest:
     max_new_tokens counts every sampled token, an end-of-sequence token included. account: whom it
     belongs to, for fair shares and for what may be shared. adapter: the LoRA adapter that
     answers; empty for the model itself. deadline: time.monotonic() by which it has to end; later it
-    ends with finish `error`.
+    ends with finish `error`. priority: before whom it is served.
     """
 
     request_id: str
@@ -66,6 +68,7 @@ class GenerationRequest:
     adapter: str = ""
     deadline: float | None = None
     grammar: Grammar | None = None
+    priority: Priority = "online"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from omai_ray.engines.chat.protocol import (
     TokenLogprobs,
 )
 from omai_ray.errors import ServerError
+from omai_ray.priority import Priority
 from omai_ray.tasks import alongside, run_all
 from omai_ray.text.detokenizer import Detokenizer, StopMatcher
 from omai_ray.text.tokenizer import TextTokenizer
@@ -31,7 +32,7 @@ FLUSH_S = 0.03
 class ChatJob:
     """A prompt to answer n times. max_new_tokens is for each answer.
 
-    account, adapter, grammar: as engines have them.
+    account, adapter, grammar, priority: as engines have them.
 
     one_call: an answer ends with its first tool call.
 
@@ -50,6 +51,7 @@ class ChatJob:
     grammar: Grammar | None = None
     one_call: bool = False
     session: str = ""
+    priority: Priority = "online"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class ChatGenerator:
             account=job.account,
             adapter=job.adapter,
             grammar=job.grammar,
+            priority=job.priority,
         )
         choice = _Choice(job, index, self._tokenizer, self._engine.stop_token_ids)
         outputs = self._engine.generate(request)

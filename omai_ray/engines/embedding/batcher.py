@@ -4,6 +4,8 @@ It starts at once when idle; what queued meanwhile forms the next step, so nobod
 timer. A step is bounded in tokens, and every account that waits has a share of it, as has each of
 its requests: neither thousands of requests of another account, nor one of thousands of inputs,
 hold up a request of a single input.
+
+What batches ask for has steps of its own, short ones, when nobody else waits.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -26,6 +29,7 @@ from omai_ray.engines.embedding.engine import TokenEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.priority import PRIORITIES, Priority, Turns, step_bound
 
 _log = logging.getLogger(__name__)
 _MOST_WAITS = 10_000
@@ -66,8 +70,8 @@ _Share = tuple[_Request, int]  # one input of a request, by its index
 class EmbeddingBatcher:
     """Feeds one engine from many callers.
 
-    max_queued: requests that may wait; one more is refused with Overloaded. step_timeout_s: a step
-    that takes longer will not end.
+    max_queued: requests that may wait, online and in batches each; one more is refused with
+    Overloaded. step_timeout_s: a step that takes longer will not end.
     """
 
     def __init__(
@@ -75,7 +79,8 @@ class EmbeddingBatcher:
     ) -> None:
         self._engine = engine
         self._max_queued = max_queued
-        self._waiting: deque[_Request] = deque()
+        self._waiting: dict[Priority, deque[_Request]] = {name: deque() for name in PRIORITIES}
+        self._turns = Turns()
         self._step: list[_Share] = []
         self._wedged = False
         self._changed = threading.Condition()
@@ -85,10 +90,12 @@ class EmbeddingBatcher:
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
-    async def embed(self, inputs: Sequence[Sequence[int]], account: str = "") -> Vectors:
+    async def embed(
+        self, inputs: Sequence[Sequence[int]], account: str = "", priority: Priority = "online"
+    ) -> Vectors:
         """Return float32 [N, D] for N inputs of token ids; errors as TokenEngine.embed_ids.
 
-        account: whose turn it is.
+        account: whose turn it is, among those of the same priority.
         The inputs of a caller that is cancelled are dropped, those of a running step excepted.
         """
         arrays = self._engine.check(inputs)
@@ -99,11 +106,12 @@ class EmbeddingBatcher:
         with self._changed:
             if self._wedged:
                 raise Overloaded("The model is restarting. Please try again later.")
-            if len(self._waiting) >= self._max_queued:
+            waiting = self._waiting[priority]
+            if len(waiting) >= self._max_queued:
                 raise Overloaded(
                     f"The model has {self._max_queued} requests waiting. Please try again later.",
                 )
-            self._waiting.append(request)
+            waiting.append(request)
             self._heartbeat.begin()
             self._changed.notify()
         return await asyncio.wrap_future(request.future)
@@ -111,13 +119,13 @@ class EmbeddingBatcher:
     def stats(self) -> BatcherStats:
         """Return what runs, what waits, and what was done."""
         with self._changed:
-            waiting = sum(request.taken == 0 for request in self._waiting)
+            waiting = sum(request.taken == 0 for request in self._all_waiting())
             running, steps = self._running, self._steps
         engine = self._engine
         return BatcherStats(running, waiting, steps, engine.tokens, engine.computed_tokens)
 
     def take_waits(self) -> list[float]:
-        """Return how long requests waited to be begun, in seconds: those since the last call."""
+        """Return how long online requests waited to be begun, in s: those since the last call."""
         with self._changed:
             waits = list(self._waits)
             self._waits.clear()
@@ -138,7 +146,7 @@ class EmbeddingBatcher:
         with self._changed:
             self._wedged = True
             requests = {id(request): request for request, _ in self._step}
-            requests |= {id(request): request for request in self._waiting}
+            requests |= {id(request): request for request in self._all_waiting()}
         for request in requests.values():
             if _is_awaited(request):
                 request.future.set_exception(
@@ -148,9 +156,9 @@ class EmbeddingBatcher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._waiting:
+                if not self._is_wanted():
                     self._heartbeat.rest()
-                self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(self._is_wanted)
                 self._step = self._next_step()
                 self._running = len({id(request) for request, _ in self._step})
                 self._steps += bool(self._step)
@@ -159,16 +167,31 @@ class EmbeddingBatcher:
             with self._changed:
                 self._running = 0
 
+    def _all_waiting(self) -> Iterable[_Request]:
+        return chain.from_iterable(self._waiting.values())
+
+    def _is_wanted(self) -> bool:
+        return any(self._waiting.values())
+
     def _next_step(self) -> list[_Share]:
+        """Serve one class: batches where it is their turn, else who is online."""
+        for name, requests in self._waiting.items():
+            self._waiting[name] = deque(r for r in requests if not r.future.done())
+        turn = self._turns.next(
+            online=bool(self._waiting["online"]), batch=bool(self._waiting["batch"])
+        )
+        return self._share_out(turn)
+
+    def _share_out(self, turn: Priority) -> list[_Share]:
         """Take turns among the accounts: an equal share of the step's tokens each, or one input.
 
         The requests of an account do so with its share. What the small ones leave goes to the
         others in another turn. A request whose inputs are all taken waits no longer; those that
         got nothing come first in the next step.
         """
-        waiting = [r for r in self._waiting if not r.future.done()]
+        waiting = list(self._waiting[turn])
         step: list[_Share] = []
-        room = self._engine.step_tokens
+        room = step_bound(turn, self._engine.step_tokens)
         taken = True
         while waiting and taken:
             before = room
@@ -177,10 +200,11 @@ class EmbeddingBatcher:
                 room = self._take(requests, step, room, share)
             taken = room < before
             waiting = [r for r in waiting if r.taken < len(r.inputs)]
-        now = time.monotonic()
-        self._waits.extend(now - request.arrived for request, index in step if index == 0)
+        if turn == "online":
+            now = time.monotonic()
+            self._waits.extend(now - request.arrived for request, index in step if index == 0)
         served = {id(request) for request, _ in step}
-        self._waiting = deque(sorted(waiting, key=lambda request: id(request) in served))
+        self._waiting[turn] = deque(sorted(waiting, key=lambda request: id(request) in served))
         return step
 
     @staticmethod

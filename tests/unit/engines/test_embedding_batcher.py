@@ -258,3 +258,47 @@ async def test_stats_say_what_runs_waits_and_was_padded(engine: Held) -> None:
     assert len(waits) == 2
     assert min(waits) >= 0
     assert batcher.take_waits() == []
+
+
+async def test_a_batch_waits_for_who_is_online_and_its_steps_are_short(engine: Held) -> None:
+    """Who comes while a batch fills the engine is in the next step, and alone in it."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    held = await busy(batcher, engine)
+    count = STEP_TOKENS // 32
+    batch = asyncio.create_task(batcher.embed([[7] * 32] * count, "a", "batch"))
+    await asyncio.sleep(0)
+    (online,) = await queued(batcher, [[8] * 32] * count)
+    engine.allowed.set()
+    await asyncio.gather(held, online, batch)
+    steps = [(ids[0][0], len(ids)) for ids in engine.batches]
+    assert [(5, 1), (8, count)] == steps[:2]
+    short = count // 8
+    assert [(7, short)] * 8 == steps[2:]
+
+
+async def test_a_batch_gets_one_step_in_twenty_while_others_always_wait(engine: Held) -> None:
+    """So it ends, whatever the traffic."""
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    held = await busy(batcher, engine)
+    batch = asyncio.create_task(batcher.embed([[7] * 32] * (STEP_TOKENS // 32), "a", "batch"))
+    await asyncio.sleep(0)
+    (online,) = await queued(batcher, [[8] * 32] * (STEP_TOKENS // 32 * 60))
+    engine.allowed.set()
+    await asyncio.gather(held, online, batch)
+    turns = [ids[0][0] for ids in engine.batches[1:61]]
+    assert [19, 39, 59] == [at for at, token in enumerate(turns) if token == 7]
+
+
+async def test_a_batch_does_not_fill_the_queue_of_who_is_online(engine: Held) -> None:
+    """Each has a bound of its own, and a wait is told of who is online alone."""
+    batcher = EmbeddingBatcher(engine, max_queued=1)
+    held = await busy(batcher, engine)
+    batch = asyncio.create_task(batcher.embed([[6]], "a", "batch"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="1 requests waiting"):
+        await batcher.embed([[6]], "a", "batch")
+    (online,) = await queued(batcher, [[8]])
+    assert 2 == batcher.stats().waiting
+    engine.allowed.set()
+    await asyncio.gather(held, online, batch)
+    assert 2 == len(batcher.take_waits())

@@ -1,0 +1,40 @@
+"""Whose work a model does first: that of people who wait, or that of batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Priority = Literal["online", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("online", "batch")  # what comes first is served first
+_TURN = 20
+_PART = 8
+
+
+class Turns:
+    """Gives each step of an engine to one class of work.
+
+    While there is online work, it has all steps but one in 20: so batches never stand still
+    altogether, whatever the traffic.
+    """
+
+    def __init__(self) -> None:
+        self._missed = 0
+
+    def next(self, *, online: bool, batch: bool) -> Priority:
+        """Return whose step is next. online, batch: whether there is work of theirs."""
+        if not batch:
+            self._missed = 0
+        elif not online or self._missed >= _TURN - 1:
+            self._missed = 0
+            return "batch"
+        else:
+            self._missed += 1
+        return "online"
+
+
+def step_bound(priority: Priority, step_tokens: int) -> int:
+    """Return how many tokens a step may have, of the most that an engine runs in one go.
+
+    A batch's steps are short: whoever comes meanwhile waits for the end of one.
+    """
+    return step_tokens if priority == "online" else max(1, step_tokens // _PART)
