@@ -46,22 +46,33 @@ _REMEDIES = {
     "extra_forbidden": "; no such key: correct its name or remove it",
     "missing": "; add it",
 }
+BatchBackend = Literal["shared", "own"]
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(str.lower)]
 
 
 class Tier(BaseModel):
-    """What an account may use in a minute, and how many requests at once; None is unlimited."""
+    """What an account may use in a minute, and how many requests at once; None is unlimited.
+
+    batch_enqueued_tokens: of all its batches that have not ended, estimated from their inputs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None
     concurrent_requests: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    batch_enqueued_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
 
 
 DEFAULT_TIERS = {
-    "basic": Tier(requests_per_minute=60, tokens_per_minute=40_000),
-    "pro": Tier(requests_per_minute=3_000, tokens_per_minute=2_000_000),
+    "basic": Tier(
+        requests_per_minute=60, tokens_per_minute=40_000, batch_enqueued_tokens=2_000_000
+    ),
+    "pro": Tier(
+        requests_per_minute=3_000,
+        tokens_per_minute=2_000_000,
+        batch_enqueued_tokens=200_000_000,
+    ),
     "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None),
 }
 
@@ -110,6 +121,28 @@ class LimiterSettings(BaseModel):
         if self.backend == "redis" and self.shards != 1:
             raise ValueError("shards are of backend actor")
         return self
+
+
+class BatchSettings(BaseModel):
+    """How batches are answered.
+
+    backend: `shared`, by the replicas that serve, behind whoever waits online; `own`, by engines
+    of the batch's own, on what the cluster has free. backends: the same for single models.
+    workers: how many processes a batch is divided among. max_in_flight: requests that each of them
+    has under way. max_running: batches that are answered at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: BatchBackend = "shared"
+    backends: dict[str, BatchBackend] = Field(default_factory=dict)
+    workers: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 64
+    max_running: Annotated[int, Field(ge=1, le=1000)] = 4
+
+    def backend_of(self, model: str) -> BatchBackend:
+        """Return what answers a model's batches."""
+        return self.backends.get(model, self.backend)
 
 
 class SessionSettings(BaseModel):
@@ -183,6 +216,7 @@ class Settings(BaseModel):
     ingress: IngressSettings = IngressSettings()
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
+    batches: BatchSettings = BatchSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
         default_factory=default_models

@@ -32,12 +32,9 @@ from omai_ray.api.accounting import Accountant
 from omai_ray.api.administration import AdminRoutes, add_admin_routes
 from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
-from omai_ray.api.chat import ChatEndpoint
-from omai_ray.api.completions import CompletionsEndpoint
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
-from omai_ray.api.embeddings import EmbeddingsEndpoint
+from omai_ray.api.endpoints import endpoints_of
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
-from omai_ray.api.generation import TextService
 from omai_ray.api.health import HealthRoutes
 from omai_ray.api.measures import Measures
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
@@ -45,7 +42,6 @@ from omai_ray.api.models import ModelRoutes
 from omai_ray.api.relevance import RelevanceRoutes
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.request_limits import RequestLimits, RequestLimitsMiddleware
-from omai_ray.api.responses import ResponsesEndpoint
 from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
 from omai_ray.api.schemas.common import (
     Credentials,
@@ -190,16 +186,16 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _add_inference(app: FastAPI, services: Services) -> None:
     models = services.models
     accountant = Accountant(services.gate, services.ledger, Measures(services.recorder))
-    text = TextService(accountant, services.ingress.keep_alive_s)
+    endpoints = endpoints_of(models, accountant, services.ingress.keep_alive_s)
     relevance, tokens = RelevanceRoutes(models, accountant), TokenRoutes(models, accountant)
     add = partial(openapi.add_inference, app)
-    add("/v1/chat/completions", ChatEndpoint(models, text).create, ChatRequest, ChatResponse,
+    add("/v1/chat/completions", endpoints["/v1/chat/completions"], ChatRequest, ChatResponse,
         "Create a chat completion", "Chat", stream=True)  # fmt: skip
-    add("/v1/responses", ResponsesEndpoint(models, text).create, ResponseRequest, ResponseObject,
+    add("/v1/responses", endpoints["/v1/responses"], ResponseRequest, ResponseObject,
         "Create a response", "Chat", stream=True)  # fmt: skip
-    add("/v1/completions", CompletionsEndpoint(models, text).create, CompletionRequest,
+    add("/v1/completions", endpoints["/v1/completions"], CompletionRequest,
         CompletionResponse, "Continue a text", "Chat", stream=True)  # fmt: skip
-    add("/v1/embeddings", EmbeddingsEndpoint(models, accountant).create, EmbeddingRequest,
+    add("/v1/embeddings", endpoints["/v1/embeddings"], EmbeddingRequest,
         EmbeddingResponse, "Create embeddings", "Embeddings")  # fmt: skip
     add("/v1/rerank", relevance.rerank, RerankRequest, RerankResponse,
         "Rank documents by a query", "Embeddings")  # fmt: skip

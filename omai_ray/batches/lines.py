@@ -8,9 +8,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
-Endpoint = Literal[
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
-]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 EMBEDDINGS = "/v1/embeddings"
 MAX_CUSTOM_ID = 512

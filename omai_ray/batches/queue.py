@@ -1,4 +1,4 @@
-"""The batches that are to be done: who drives which, how far each is, and that nothing counts twice.
+"""The batches that are to be done: who drives which, and how far each is.
 
 Every change is one transaction that says what must still hold for it, so that a driver or worker
 that was taken for dead, and goes on, changes nothing that its successor relies on.
@@ -16,8 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, Problem
 from omai_ray.files import Files
-from omai_ray.files.names import file_id
-from omai_ray.store import Batch, BatchOutcome, BatchUnit, Store
+from omai_ray.store import Batch, BatchOutcome, BatchUnit, File, Store
 from omai_ray.store.tables import accounts, batch_units, batches
 
 CLAIMED_AT_ONCE = 100
@@ -158,7 +157,10 @@ class BatchQueue:
                 await self._files.release(connection, batch.input_file_id)
 
     async def commit(self, unit: BatchUnit, part: str, output_bytes: int, tally: Tally) -> bool:
-        """Make a part the unit's answers; False where it has some, or the batch takes none."""
+        """Make a part the unit's answers; False where it has others, or the batch takes none.
+
+        May be repeated where it is unknown what became of it.
+        """
         done = (
             update(batch_units)
             .where(
@@ -177,21 +179,24 @@ class BatchQueue:
             )
             .values({name: batches.c[name] + count for name, count in asdict(tally).items()})
         )
+        there = select(batch_units.c.part).where(
+            batch_units.c.batch_id == unit.batch_id, batch_units.c.number == unit.number
+        )
         try:
             async with self._store.writing() as connection:
-                for statement in (done, counted):
-                    if not (await connection.execute(statement)).rowcount:
-                        raise _Refused
+                if not (await connection.execute(done)).rowcount:
+                    return bool(await connection.scalar(there) == part)
+                if not (await connection.execute(counted)).rowcount:
+                    raise _Refused
         except _Refused:
             return False
         return True
 
     async def close(self, batch: Batch, holder: str, outcome: BatchOutcome) -> Batch:
-        """Take no more answers, and name the files that will have those that are there.
+        """Take no more answers.
 
         outcome: how it ends, unless it was cancelled meanwhile. Closing again changes nothing.
         """
-        now_s = self._clock()
         async with self._store.writing() as connection:
             now = await self._require_lease(connection, batch, holder)
             if now.outcome is not None:
@@ -203,36 +208,44 @@ class BatchQueue:
                 .values(
                     outcome="cancelled" if cancelled else outcome,
                     status="cancelling" if cancelled else "finalizing",
-                    finalizing_at=None if cancelled else now_s,
-                    output_file_id=file_id(now_s),
-                    error_file_id=file_id(now_s),
+                    finalizing_at=None if cancelled else self._clock(),
                 )
                 .returning(batches)
             )
             return Batch.from_row((await connection.execute(closed)).mappings().one())
 
-    async def finish(self, batch: Batch, holder: str, *, output: bool, error: bool) -> None:
-        """End a closed batch, whose files are there. output, error: whether there are such lines.
+    async def finish(
+        self,
+        batch: Batch,
+        holder: str,
+        outcome: BatchOutcome,
+        output: File | None,
+        error: File | None,
+    ) -> None:
+        """End a closed batch, and make files of what was assembled.
 
-        Requests that have no answer count as failed.
+        output, error: files whose content is there and that nobody knows of yet; None where there
+        are no such lines. Requests that have no answer count as failed.
         """
-        assert batch.outcome is not None
+        ended = (
+            update(batches)
+            .where(batches.c.id == batch.id)
+            .values(
+                {
+                    "status": outcome,
+                    f"{outcome}_at": self._clock(),
+                    "output_file_id": output and output.id,
+                    "error_file_id": error and error.id,
+                    "failed": batches.c.total - batches.c.completed,
+                    "holder": None,
+                }
+            )
+        )
         async with self._store.writing() as connection:
             await self._require_lease(connection, batch, holder)
-            ended = (
-                update(batches)
-                .where(batches.c.id == batch.id)
-                .values(
-                    {
-                        "status": batch.outcome,
-                        f"{batch.outcome}_at": self._clock(),
-                        "output_file_id": batch.output_file_id if output else None,
-                        "error_file_id": batch.error_file_id if error else None,
-                        "failed": batches.c.total - batches.c.completed,
-                        "holder": None,
-                    }
-                )
-            )
+            for file in (output, error):
+                if file is not None:
+                    await self._files.add(connection, file)
             await connection.execute(ended)
             await self._files.release(connection, batch.input_file_id)
 
@@ -253,9 +266,7 @@ class BatchQueue:
         async with self._store.writing() as connection:
             await connection.execute(delete(batch_units).where(batch_units.c.batch_id == batch))
 
-    async def _require_lease(
-        self, connection: AsyncConnection, batch: Batch, holder: str
-    ) -> Batch:
+    async def _require_lease(self, connection: AsyncConnection, batch: Batch, holder: str) -> Batch:
         """Return a batch, kept from others' changes until the transaction ends.
 
         Raises LeaseLost where another driver has it.

@@ -233,8 +233,8 @@ files = Table(
     Index("ix_files_expires", "expires"),
 )
 
-# outcome: how it will have ended, once nothing more is answered. output_file_id, error_file_id: there
-# from then on, the files a little later. holder: the process that drives it, until held_until.
+# outcome: how it will have ended, once nothing more is answered. holder: the process that drives
+# it, until held_until.
 batches = Table(
     "batches",
     metadata,
