@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from deployments.metrics import export, sample_chat
 from deployments.traces import GenerationSpans
-from omai_ray.autoscaling.load import LoadMeter, Work
+from omai_ray.autoscaling.load import ReplicaMeter, Work
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.telemetry.logs import configure_logs, request_id_var
@@ -55,7 +55,7 @@ class ChatReplica:
         self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
         self._answers: dict[str, _Answer] = {}
         await self._warm_up()
-        self._meter = LoadMeter(spec.full_requests)
+        self._meter = ReplicaMeter(spec.full_requests)
         self._model = spec.name
         self._recorder = Recorder()
         export(self._recorder, self._sample)
@@ -74,7 +74,7 @@ class ChatReplica:
             async for deltas in self._generator.stream(job):
                 tokens = sum(delta.tokens for delta in deltas)
                 work.answer(tokens, max(delta.cached_tokens for delta in deltas))
-                self._observe(deltas, spans)
+                self._observe(job, deltas, spans)
                 yield deltas
 
     async def answer(self, job: ChatJob, request_id: str | None) -> list[ChatDelta]:
@@ -88,7 +88,7 @@ class ChatReplica:
                 await generating
             finally:
                 answer.count()
-                self._observe(choices, spans)
+                self._observe(job, choices, spans)
                 loop = asyncio.get_running_loop()
                 loop.call_later(KEPT_S, self._answers.pop, job.request_id, None)
         return choices
@@ -120,14 +120,15 @@ class ChatReplica:
         request_id_var.set(request_id)
         spans = GenerationSpans(self._model, job)
         try:
-            with self._meter.request(len(job.prompt_ids), job.n) as work:
+            prompt_tokens = len(job.prompt_ids)
+            with self._meter.request(prompt_tokens, job.n, priority=job.priority) as work:
                 yield work, spans
         finally:
             spans.end()
 
-    def _observe(self, deltas: list[ChatDelta], spans: GenerationSpans) -> None:
+    def _observe(self, job: ChatJob, deltas: list[ChatDelta], spans: GenerationSpans) -> None:
         for delta in deltas:
-            if delta.queued_s is not None:
+            if delta.queued_s is not None and job.priority == "online":
                 self._recorder.observe(QUEUE_TIME, delta.queued_s, self._model)
         spans.gained(deltas)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
-from omai_ray.autoscaling.load import LoadMeter
+from omai_ray.autoscaling.load import ReplicaMeter
 from omai_ray.catalog import ModelSpec
 from omai_ray.priority import Priority
 from omai_ray.telemetry.logs import configure_logs, request_id_var
@@ -32,7 +32,7 @@ class EmbeddingReplica:
         engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
         self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
         await self._batcher.embed([[0]])  # no request pays for what is done at first use
-        self._meter = LoadMeter(spec.full_requests)
+        self._meter = ReplicaMeter(spec.full_requests)
         recorder = Recorder()
         export(recorder, lambda: sample_embedding(recorder, spec.name, self._batcher))
 
@@ -44,7 +44,7 @@ class EmbeddingReplica:
         request_id: of the HTTP request, for the log.
         """
         request_id_var.set(request_id)
-        with self._meter.request(sum(map(len, inputs))) as work:
+        with self._meter.request(sum(map(len, inputs)), priority=priority) as work:
             vectors = await self._batcher.embed(inputs, account, priority)
             work.answer(0)
         return vectors

@@ -89,6 +89,7 @@ class AsyncEngineArgs:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
+    scheduling_policy: str = "fcfs"
 
 
 @dataclass
@@ -142,6 +143,8 @@ class AsyncLLM:
         self.model_config = _ModelConfig(self._model.config.vocab_size)
         self._sequences: dict[str, _Sequence] = {}
         self._seen: list[tuple[str | None, list[int]]] = []
+        self._orders = arguments.scheduling_policy == "priority"
+        self.priorities: dict[str, int] = {}
         self.errored = False
 
     @classmethod
@@ -149,8 +152,16 @@ class AsyncLLM:
         return cls(engine_args)
 
     async def generate(
-        self, prompt: dict[str, Any], sampling_params: SamplingParams, request_id: str
+        self,
+        prompt: dict[str, Any],
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
+        if priority and not self._orders:
+            raise NotImplementedError("the stand-in would ignore a priority")
+        self.priorities[request_id] = priority
         params, ids = sampling_params, list(prompt["prompt_token_ids"])
         if params.output_kind is not RequestOutputKind.DELTA or params.detokenize:
             raise NotImplementedError("the stand-in gives deltas of token ids only")

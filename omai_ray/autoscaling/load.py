@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from omai_ray.priority import PRIORITIES, Priority
 
 # How much the newest request weighs in what share of a prompt is taken to be computed.
 _NEWEST = 0.05
@@ -18,7 +20,8 @@ class ReplicaLoad:
     queued, queued_tokens: answers that have not begun, and their prompts' tokens. running_s: the
     integral over time of the answers that it owes, those beyond a full batch left out. The others
     count since its start: answers asked for and their prompts' tokens, tokens computed, answers
-    that ended and their own tokens.
+    that ended and their own tokens. batch: requests of batches that are here, of which nothing else
+    counts: they keep a replica, and ask for no other.
     """
 
     at_s: float
@@ -30,6 +33,33 @@ class ReplicaLoad:
     done_tokens: float = 0.0
     ended: float = 0.0
     ended_tokens: float = 0.0
+    batch: float = 0.0
+
+
+class ReplicaMeter:
+    """Counts a replica's load, that of batches apart. Used as LoadMeter is."""
+
+    def __init__(self, full_requests: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._meters: dict[Priority, LoadMeter] = {
+            priority: LoadMeter(full_requests, clock) for priority in PRIORITIES
+        }
+        self._batch = 0
+
+    @contextmanager
+    def request(
+        self, prompt_tokens: int, answers: int = 1, *, priority: Priority
+    ) -> Iterator[Work]:
+        """Count a request while it is here, as LoadMeter does."""
+        self._batch += priority == "batch"
+        try:
+            with self._meters[priority].request(prompt_tokens, answers) as work:
+                yield work
+        finally:
+            self._batch -= priority == "batch"
+
+    def load(self, at_s: float) -> ReplicaLoad:
+        """Return the counters. at_s: now, by the clock that the policy goes by."""
+        return replace(self._meters["online"].load(at_s), batch=self._batch)
 
 
 class LoadMeter:

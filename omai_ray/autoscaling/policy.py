@@ -100,7 +100,8 @@ class ReplicaPolicy:
         """Return the replicas that the present work asks for."""
         full = self._curve.full_tokens_per_s
         if full is None:  # nothing is known yet but how many requests there are
-            return math.ceil(seen.ongoing_requests / self._targets.full_requests)
+            online = seen.ongoing_requests - sum(load.batch for load in seen.loads.values())
+            return math.ceil(max(0.0, online) / self._targets.full_requests)
         forecast = self._demand.forecast(self._answers.mean, self._startup_s)
         needed = room_for(
             forecast.tokens_per_s,

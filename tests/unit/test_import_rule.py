@@ -23,7 +23,7 @@ ALLOWED = {
     "omai_ray.secret_literals": (),
     "omai_ray.settings": ("omai_ray.errors", "omai_ray.catalog", "omai_ray.secret_literals"),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
-    "omai_ray.autoscaling": ("omai_ray.autoscaling",),
+    "omai_ray.autoscaling": ("omai_ray.autoscaling", "omai_ray.priority"),
     "omai_ray.text": ("omai_ray.text", "omai_ray.errors"),
     "omai_ray.engines": (
         "omai_ray.engines",

@@ -36,6 +36,7 @@ from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequ
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
+from omai_ray.priority import PRIORITIES, Priority
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _SWITCH_S = 0.0005
@@ -89,6 +90,7 @@ class BatchingEngine:
         self._running: dict[Sequence, _Task] = {}
         self._deadlines: dict[_Task, float] = {}
         self._stats = EngineStats(0, 0)
+        self._waiting: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         self._heartbeat = Heartbeat(spec.step_timeout_s)
         self._thread: threading.Thread | None = None
 
@@ -163,7 +165,9 @@ class BatchingEngine:
 
     def _submit(self, task: _Task) -> None:
         with self._lock:
-            waiting = self._stats.waiting + len(self._submitted)
+            priority = task.request.priority
+            waiting = self._waiting[priority]
+            waiting += sum(other.request.priority == priority for other in self._submitted)
             check_room(waiting, self._spec.max_queued_requests, draining=self._draining)
             self._submitted.append(task)
             self._heartbeat.begin()
@@ -263,9 +267,10 @@ class BatchingEngine:
 
     def _count(self) -> None:
         scheduler = self._scheduler
+        self._waiting = {priority: scheduler.waiting(priority) for priority in PRIORITIES}
         self._stats = EngineStats(
             len(scheduler.running),
-            scheduler.waiting,
+            sum(self._waiting.values()),
             scheduler.preemptions,
             scheduler.prompt_tokens,
             scheduler.cached_tokens,

@@ -66,9 +66,13 @@ class Prefixes:
             self._finished.move_to_end(id(best))
         return (best, shared) if shared else (None, 0)
 
-    def finish(self, stored: Stored) -> None:
-        """Keep a sequence that has ended, until its place is needed."""
+    def finish(self, stored: Stored, *, keep: bool = True) -> None:
+        """Keep a sequence that has ended, until its place is needed; before all others if not keep.
+
+        One that is found again is kept like any other.
+        """
         self._finished[id(stored)] = stored
+        self._finished.move_to_end(id(stored), last=keep)
 
     def evict(self) -> Stored | None:
         """Forget the finished one that was of no use for longest, and return it."""

@@ -3,18 +3,22 @@
 Every step continues all running sequences by one token and fills what is left of its tokens with
 prompts, in chunks. A sequence has a contiguous extent that doubles as it grows; where none is free,
 finished sequences are evicted, and then the youngest running one makes room and starts again later.
+
+A step belongs to online requests or to batches. While it is another's turn, sequences pause where
+they are; those of batches are the first to make room.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from omai_ray.engines.chat.arena import Extent
+from omai_ray.engines.chat.fair_queue import FairQueue
 from omai_ray.engines.chat.prefixes import BLOCK, Prefixes, Stored
 from omai_ray.engines.chat.protocol import GenerationRequest
+from omai_ray.priority import PRIORITIES, Priority, Turns, step_bound
 
 
 class Places(Protocol):
@@ -90,9 +94,8 @@ class Plan:
 class Scheduler:
     """Decides; it knows nothing of models.
 
-    max_running: sequences that run at once. step_tokens: most tokens of a step, unless more run.
-    Among accounts, who was served least comes first (the virtual token counter of Sheng et al.
-    2024); within one, who came first.
+    max_running: sequences of each priority that run at once. step_tokens: most tokens of a step,
+    unless more run.
     """
 
     def __init__(self, places: Places, max_running: int, step_tokens: int) -> None:
@@ -100,17 +103,18 @@ class Scheduler:
         self._max_running = max_running
         self._step_tokens = step_tokens
         self._prefixes = Prefixes()
-        self._waiting: dict[str, deque[Sequence]] = {}
-        self._served: dict[str, int] = {}  # tokens, of accounts that have a sequence here
+        self._turns = Turns()
+        self._queues: dict[Priority, FairQueue[Sequence]] = {
+            priority: FairQueue() for priority in PRIORITIES
+        }
         self.running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
         self.prompt_tokens = 0  # of all sequences that were begun
         self.cached_tokens = 0  # those of them that had not to be computed
 
-    @property
-    def waiting(self) -> int:
-        """How many sequences wait."""
-        return sum(map(len, self._waiting.values()))
+    def waiting(self, priority: Priority) -> int:
+        """Return how many sequences wait."""
+        return len(self._queues[priority])
 
     @property
     def use(self) -> float:
@@ -119,27 +123,23 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
-        account = sequence.request.account
-        if account not in self._served:
-            self._served[account] = min(self._served.values(), default=0)
-        self._waiting.setdefault(account, deque()).append(sequence)
+        self._queue(sequence).join(sequence.request.account, sequence)
 
     def sequences(self) -> Iterator[Sequence]:
         """Yield all that run or wait."""
         yield from self.running
-        for queue in self._waiting.values():
+        for queue in self._queues.values():
             yield from queue
 
     def remove(self, sequence: Sequence) -> None:
         """End a sequence, wherever it is; what was computed of it stays while there is room."""
-        account = sequence.request.account
+        account, queue = sequence.request.account, self._queue(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)
         else:
-            self._dequeue(sequence)
-        if account not in {other.request.account for other in self.sequences()}:
-            del self._served[account]
+            queue.take(account, sequence)
+        queue.leave(account)
 
     def forget(self) -> None:
         """Give up what is kept of sequences that have ended."""
@@ -149,12 +149,13 @@ class Scheduler:
     def plan(self) -> Plan:
         """Return the next step; empty where there is nothing to do."""
         plan = Plan()
-        for sequence in list(self.running):
+        turn = self._next_turn()
+        for sequence in self._running(turn):
             stored = sequence.stored  # None where it was preempted by one before it
             if stored is not None and len(sequence.tokens) > stored.extent.size:
                 self._make_room(sequence, plan)
-        prompts = []
-        for sequence in self.running:
+        running, prompts = self._running(turn), []
+        for sequence in running:
             stored = _stored(sequence)
             left = len(sequence.tokens) - stored.computed
             if left == 1:
@@ -163,14 +164,16 @@ class Scheduler:
                 prompts.append((sequence, left))
         # Neighbours in the arena are read in one go, and an adapter's rows are computed in one.
         plan.pieces.sort(key=_place)
-        room = max(self._step_tokens - len(plan.pieces), self._step_tokens // 4)
+        bound = step_bound(turn, self._step_tokens)
+        room = max(bound - len(plan.pieces), bound // 4)
         for sequence, left in prompts:
             if room > 0:
                 room -= self._compute(sequence, min(left, room), plan)
-        while room > 0 and len(self.running) < self._max_running:
-            admitted = self._admit(plan)
+        while room > 0 and len(running) < self._max_running:
+            admitted = self._admit(turn, running, plan)
             if admitted is None:
                 break
+            running.append(admitted)
             left = len(admitted.tokens) - _stored(admitted).computed
             room -= self._compute(admitted, min(left, room), plan)
         return plan
@@ -180,7 +183,19 @@ class Scheduler:
         for piece in pieces:
             piece.stored.computed = piece.start + piece.count
             self._prefixes.note(piece.stored)
-            self._served[piece.sequence.request.account] += piece.count
+            self._queue(piece.sequence).serve(piece.sequence.request.account, piece.count)
+
+    def _queue(self, sequence: Sequence) -> FairQueue[Sequence]:
+        return self._queues[sequence.request.priority]
+
+    def _running(self, priority: Priority) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.request.priority == priority]
+
+    def _next_turn(self) -> Priority:
+        waiting = self._queues
+        online = bool(self._running("online") or waiting["online"])
+        batch = bool(self._running("batch") or (waiting["batch"] and not waiting["online"]))
+        return self._turns.next(online=online, batch=batch)
 
     def _compute(self, sequence: Sequence, count: int, plan: Plan) -> int:
         stored = _stored(sequence)
@@ -192,7 +207,7 @@ class Scheduler:
         """Give a running sequence a larger extent for its tokens, or preempt someone."""
         stored = _stored(sequence)
         while (extent := self._take(len(sequence.tokens))) is None:
-            youngest = self.running[-1]
+            youngest = (self._running("batch") or self.running)[-1]
             self._preempt(youngest)
             if youngest is sequence:
                 return
@@ -211,33 +226,34 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._release(sequence)
-        self._waiting.setdefault(sequence.request.account, deque()).appendleft(sequence)
+        self._queue(sequence).put_back(sequence.request.account, sequence)
         self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self._prefixes.finish(_stored(sequence))
+        self._prefixes.finish(_stored(sequence), keep=sequence.request.priority == "online")
         sequence.stored = None
 
-    def _dequeue(self, sequence: Sequence) -> None:
-        account = sequence.request.account
-        self._waiting[account].remove(sequence)
-        if not self._waiting[account]:
-            del self._waiting[account]
+    def _admit(self, turn: Priority, running: list[Sequence], plan: Plan) -> Sequence | None:
+        """Let the next one run, where there is a place for its tokens and one more.
 
-    def _admit(self, plan: Plan) -> Sequence | None:
-        """Let the next one run, where there is a place for its tokens and one more."""
-        for account in sorted(self._waiting, key=self._served.__getitem__):
-            sequence = self._waiting[account][0]
+        running: those whose turn it is. Batches leave what is free to online requests that wait
+        for a place, and give them their own.
+        """
+        if turn == "batch" and self._queues["online"]:
+            return None
+        for sequence in self._queues[turn].heads():
             shared, count = self._prefixes.find(sequence.owner, sequence.tokens)
-            if not self._is_being_computed(sequence, count):
+            if not _is_being_computed(sequence, count, running):
                 break
         else:
             return None
         source = shared.extent.start if shared is not None else 0
-        extent = self._take(len(sequence.tokens) + 1)
-        if extent is None:
-            return None
-        self._dequeue(sequence)
+        while (extent := self._take(len(sequence.tokens) + 1)) is None:
+            paused = self._running("batch") if turn == "online" else []
+            if not paused:
+                return None
+            self._preempt(paused[-1])
+        self._queue(sequence).take(sequence.request.account, sequence)
         # `shared` may have been evicted for this very extent: copies go before what is computed.
         if count and source != extent.start:
             plan.copies.append(Copy(source, extent.start, count))
@@ -250,19 +266,20 @@ class Scheduler:
         plan.admitted.append(sequence)
         return sequence
 
-    def _is_being_computed(self, sequence: Sequence, count: int) -> bool:
-        """Tell whether a running prompt begins with more of a sequence's than the `count` tokens.
 
-        It pays to wait for that: n choices of one prompt, or requests that come together with the
-        same system prompt, then compute it once.
-        """
-        more = count + BLOCK
-        return len(sequence.tokens) > more and any(
-            _stored(other).computed < more <= len(other.request.prompt_ids)
-            and other.owner == sequence.owner
-            and other.tokens[:more] == sequence.tokens[:more]
-            for other in self.running
-        )
+def _is_being_computed(sequence: Sequence, count: int, running: list[Sequence]) -> bool:
+    """Tell whether a running prompt begins with more of a sequence's than the `count` tokens.
+
+    It pays to wait for that: n choices of one prompt, or requests that come together with the
+    same system prompt, then compute it once.
+    """
+    more = count + BLOCK
+    return len(sequence.tokens) > more and any(
+        _stored(other).computed < more <= len(other.request.prompt_ids)
+        and other.owner == sequence.owner
+        and other.tokens[:more] == sequence.tokens[:more]
+        for other in running
+    )
 
 
 def _place(piece: Piece) -> tuple[str, int, int]:

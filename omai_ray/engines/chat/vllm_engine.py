@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from omai_ray.engines.chat.protocol import (
 from omai_ray.engines.checkpoint import check_safe, stop_tokens
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ConfigError, InvalidRequest, ServerError
+from omai_ray.priority import PRIORITIES, Priority
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _USED_OF_SHARE = 0.9  # of its part of a GPU, as vLLM's own default is of a whole one
@@ -35,8 +37,9 @@ _GRAMMARS = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
 class VllmEngine:
     """Implements ChatEngine over vLLM's AsyncLLM.
 
-    What vLLM decides stays its own: requests run in order of arrival, whatever their account, and
-    the same seed gives the same tokens as far as vLLM's kernels do. An account's cached prompts are
+    What vLLM decides stays its own: requests run in order of arrival, those of batches after all
+    others, whatever their account, and the same seed gives the same tokens as far as vLLM's kernels
+    do. An account's cached prompts are
     its own here too. Raises CheckpointError or ConfigError where the model cannot be used.
     """
 
@@ -50,6 +53,7 @@ class VllmEngine:
         self.stop_token_ids = stop_tokens(self._directory)
         self._running: set[str] = set()
         self._waiting: set[str] = set()
+        self._here: Counter[Priority] = Counter()
         self._aborts: set[asyncio.Task[None]] = set()
         self._draining = False
         self._idle = asyncio.Event()
@@ -90,6 +94,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "enable_log_requests": False,
+            "scheduling_policy": "priority",
         }
         if self._spec.memory_share < 1:
             own["gpu_memory_utilization"] = self._spec.memory_share * _USED_OF_SHARE
@@ -116,14 +121,20 @@ class VllmEngine:
         queue is full or the engine is draining. Leaving the iterator early cancels the request.
         """
         check_request(request, self.vocab_size, self.context)
-        behind = len(self._running) + len(self._waiting) - self._spec.max_running_requests
+        behind = self._here[request.priority] - self._spec.max_running_requests
         check_room(behind, self._spec.max_queued_requests, draining=self._draining)
         name = request.request_id
         try:
-            outputs = self._llm.generate(self._prompt(request), self._sampling(request), name)
+            outputs = self._llm.generate(
+                self._prompt(request),
+                self._sampling(request),
+                name,
+                priority=PRIORITIES.index(request.priority),  # what is less comes first
+            )
         except self._refusal as error:
             raise _refused(request, error) from error
         self._waiting.add(name)
+        self._here[request.priority] += 1
         self._idle.clear()
         self._heartbeat.begin()
         try:
@@ -141,6 +152,7 @@ class VllmEngine:
         finally:
             self._waiting.discard(name)
             self._running.discard(name)
+            self._here[request.priority] -= 1
             await outputs.aclose()
             if not self._running | self._waiting:
                 self._idle.set()

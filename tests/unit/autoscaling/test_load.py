@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from omai_ray.autoscaling.load import LoadMeter
+from omai_ray.autoscaling.load import LoadMeter, ReplicaLoad, ReplicaMeter
 
 
 class Clock:
@@ -65,3 +65,19 @@ def test_cached_prompts_are_expected_to_cost_less() -> None:
     before = meter.load(0.0).asked_tokens
     with meter.request(100):
         assert 10 <= meter.load(0.0).asked_tokens - before < 11
+
+
+def test_of_a_batch_nothing_counts_but_that_it_is_there() -> None:
+    """Neither queued nor computed tokens, whether it is answered or leaves."""
+    clock = Clock()
+    meter = ReplicaMeter(8, clock)
+    with meter.request(100, 2, priority="batch") as work:
+        assert ReplicaLoad(0.0, batch=1) == meter.load(0.0)
+        clock.now = 3.0
+        work.answer(5)
+        assert ReplicaLoad(0.0, batch=1) == meter.load(0.0)
+        with meter.request(10, priority="online"):
+            load = meter.load(0.0)
+            assert (1, 1, 10.0) == (load.batch, load.queued, load.queued_tokens)
+    load = meter.load(0.0)
+    assert (0, 0, 1, 1) == (load.batch, load.queued, load.asked, load.ended)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
 
 from benchmarks.autoscaling_simulator import Model, Outcome, Request, requests_of, simulate
 from benchmarks.autoscaling_traces import flash_crowd
-from omai_ray.autoscaling.load import ReplicaLoad
+from omai_ray.autoscaling.load import ReplicaLoad, ReplicaMeter
 from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets, room_for
 
 MODEL = Model()
@@ -116,6 +117,22 @@ def test_one_replica_stays_as_long_as_requests_run() -> None:
         for now in map(float, range(100))
     }
     assert {1} == decisions
+
+
+def test_a_batch_keeps_a_replica_and_asks_for_no_other() -> None:
+    """However much of it there is, before any online request has been seen and after."""
+    policy = ReplicaPolicy(Targets(0, 9, 4, idle_s=10))
+    replica = ReplicaMeter(4, lambda: 0.0)
+    with ExitStack() as batch:
+        for _ in range(400):
+            batch.enter_context(replica.request(1000, priority="batch"))
+        decisions = {
+            policy.decide(Snapshot(now, 1, 1, 400.0, 0.0, {"r": replica.load(now)}))
+            for now in map(float, range(100))
+        }
+    assert {1} == decisions
+    idle = [Snapshot(now, 1, 1, 0.0, 0.0, {"r": replica.load(now)}) for now in (150.0, 151.0)]
+    assert [0, 0] == [policy.decide(seen) for seen in idle]
 
 
 def test_requests_count_before_any_token_does() -> None:

@@ -11,11 +11,15 @@ import pytest
 from omai_ray.engines.chat.arena import Arena, Extent
 from omai_ray.engines.chat.protocol import GenerationRequest
 from omai_ray.engines.chat.scheduler import Plan, Scheduler, Sequence
+from omai_ray.priority import PRIORITIES, Priority
 
 
-def sequence(prompt: list[int], account: str = "", new: int = 8) -> Sequence:
+def sequence(
+    prompt: list[int], account: str = "", new: int = 8, priority: Priority = "online"
+) -> Sequence:
     """Return a sequence that wants `new` tokens."""
-    return Sequence(GenerationRequest("r", prompt, new, account=account), list(prompt))
+    request = GenerationRequest("r", prompt, new, account=account, priority=priority)
+    return Sequence(request, list(prompt))
 
 
 def step(scheduler: Scheduler, token: int = 7) -> Plan:
@@ -142,7 +146,7 @@ def test_the_youngest_makes_room_and_goes_on_later() -> None:
     for one in sequences:
         scheduler.add(one)
     for _ in range(3000):
-        if not scheduler.running and not scheduler.waiting:
+        if not list(scheduler.sequences()):
             break
         plan = step(scheduler)
         assert plan.pieces, "there is always progress"
@@ -160,20 +164,21 @@ def test_what_ends_is_forgotten() -> None:
     """Neither sequences nor accounts stay behind."""
     scheduler = Scheduler(Arena(4096, 64), 2, 64)
     for at in range(6):
-        scheduler.add(sequence([at] * 5, f"account-{at}", new=2))
+        scheduler.add(sequence([at] * 5, f"account-{at}", 2, PRIORITIES[at // 2 % 2]))
     for one in list(scheduler.sequences())[::2]:
         scheduler.remove(one)
     for _ in range(20):
         step(scheduler)
     assert list(scheduler.sequences()) == []
-    assert scheduler._served == {}
+    for queue in scheduler._queues.values():
+        assert ({}, {}) == (queue._served, queue._present)
     assert not scheduler.plan().pieces
 
 
 def test_copies_and_pieces_reproduce_what_belongs_where() -> None:
     """Played on a plain list, each computed token finds its own past before it.
 
-    Random prompts with shared beginnings, growth, eviction and preemption included.
+    Random prompts with shared beginnings, growth, eviction, preemption and pauses included.
     """
     rng = random.Random(1)
     arena = Arena(1024, 16)
@@ -181,10 +186,11 @@ def test_copies_and_pieces_reproduce_what_belongs_where() -> None:
     memory: list[int | None] = [None] * arena.total
     starts = [[rng.randrange(50) for _ in range(60)] for _ in range(3)]
     added = 0
-    while added < 150 or scheduler.running or scheduler.waiting:
-        if added < 150 and scheduler.waiting < 4:
+    while added < 150 or list(scheduler.sequences()):
+        if added < 150 and scheduler.waiting("online") < 4 and scheduler.waiting("batch") < 4:
             prompt = [*rng.choice(starts)[: rng.randint(1, 60)], rng.randrange(50)]
-            scheduler.add(sequence(prompt, rng.choice("ab"), rng.randint(1, 90)))
+            priority: Priority = rng.choice(PRIORITIES)
+            scheduler.add(sequence(prompt, rng.choice("ab"), rng.randint(1, 90), priority))
             added += 1
         plan = scheduler.plan()
         for copy in plan.copies:
@@ -205,3 +211,117 @@ def test_copies_and_pieces_reproduce_what_belongs_where() -> None:
                 if piece.sequence.generated == piece.sequence.request.max_new_tokens:
                     scheduler.remove(piece.sequence)
     assert scheduler.preemptions > 0
+
+
+def priorities(plan: Plan) -> set[Priority]:
+    """Return whose step it is."""
+    return {piece.sequence.request.priority for piece in plan.pieces}
+
+
+def test_a_batch_pauses_for_who_is_online_and_goes_on_where_it_was() -> None:
+    """Its keys and values stay; while someone is online it has one step in twenty."""
+    scheduler = Scheduler(Arena(4096, 64), 4, 512)
+    batch = [sequence([at] * 20, new=80, priority="batch") for at in range(8)]
+    for one in batch:
+        scheduler.add(one)
+    for _ in range(6):
+        step(scheduler)
+    scheduler.add(sequence([9] * 30, new=60))
+    turns = [priorities(step(scheduler)) for _ in range(63)]
+    assert [19, 39, 59] == [at for at, turn in enumerate(turns) if turn == {"batch"}]
+    assert turns.count({"online"}) == 60
+    while list(scheduler.sequences()):
+        step(scheduler)
+    assert scheduler.preemptions == 0
+    assert all(one.generated == 80 for one in batch)
+
+
+def test_steps_of_a_batch_are_short() -> None:
+    """Who comes meanwhile waits for an eighth of a step, or for those that are being answered."""
+    scheduler = Scheduler(Arena(2**14, 64), 16, 512)
+    for at in range(40):
+        scheduler.add(sequence([at] * 300, new=4, priority="batch"))
+    while list(scheduler.sequences()):
+        plan = step(scheduler)
+        assert sum(piece.count for piece in plan.pieces) <= 512 // 8
+    long = sequence([99] * 1000)
+    scheduler.add(long)
+    assert [512, 488] == [step(scheduler).pieces[0].count for _ in range(2)]
+
+
+def test_who_is_online_is_admitted_whatever_a_batch_holds() -> None:
+    """In the next step, though the batch has all places; nobody else makes room."""
+    scheduler = Scheduler(Arena(512, 16), 4, 512)
+    for at in range(8):
+        scheduler.add(sequence([at] * 100, new=20, priority="batch"))
+    for _ in range(10):
+        step(scheduler)
+    assert 4 == len(scheduler.running)
+    for at in range(3):
+        scheduler.add(sequence([50 + at] * 100, new=20))
+    first = step(scheduler)
+    assert {"online"} == priorities(first)
+    assert 3 == len(first.admitted)
+    assert 3 == scheduler.preemptions
+    preempted: set[int] = set()
+    while online := [s for s in scheduler.running if s.request.priority == "online"]:
+        step(scheduler)
+        preempted |= {id(s) for s in online if s.stored is None and s.generated < 20}
+    assert not preempted
+    while list(scheduler.sequences()):
+        assert step(scheduler).pieces or scheduler.running
+
+
+def test_a_batch_takes_no_place_that_someone_online_waits_for() -> None:
+    """Nor does it make an online request start again."""
+    scheduler = Scheduler(Arena(256, 16), 4, 512)
+    scheduler.add(sequence([1] * 100, new=20))
+    scheduler.add(sequence([2] * 100, new=20))
+    step(scheduler)
+    waiting = sequence([3] * 100, new=20)
+    scheduler.add(waiting)
+    scheduler.add(sequence([4] * 10, new=5, priority="batch"))
+    while waiting.cached is None:
+        assert {"online"} == priorities(step(scheduler))
+    assert scheduler.preemptions == 0
+
+
+def test_who_is_online_does_not_wait_for_what_a_batch_computes() -> None:
+    """A prompt that begins like one of a batch that pauses is computed at once."""
+    scheduler = Scheduler(Arena(4096, 64), 4, 512)
+    prompt = [*range(200)]
+    scheduler.add(sequence(prompt, priority="batch"))
+    step(scheduler)
+    online = sequence(prompt)
+    scheduler.add(online)
+    plan = step(scheduler)
+    assert (online.cached, {"online"}) == (64, priorities(plan))
+
+
+def test_what_a_batch_leaves_is_evicted_before_what_others_left() -> None:
+    """A conversation finds its beginning again, though a batch has filled every place since."""
+    scheduler = Scheduler(Arena(1024, 16), 4, 512)
+    prompt = [*range(100)]
+    scheduler.add(sequence(prompt, new=2))
+    while list(scheduler.sequences()):
+        step(scheduler)
+    for at in range(40):
+        scheduler.add(sequence([500 + at] * 100, new=2, priority="batch"))
+    while list(scheduler.sequences()):
+        step(scheduler)
+    again = sequence([*prompt, 7, 7, 8])
+    scheduler.add(again)
+    step(scheduler)
+    assert again.cached is not None
+    assert again.cached >= 100
+
+
+def test_a_batch_costs_an_account_nothing_of_its_share_online() -> None:
+    """Shares are among those of the same priority."""
+    scheduler = Scheduler(Arena(2**14, 64), 1, 512)
+    scheduler.add(sequence([1] * 200, "both", new=50, priority="batch"))
+    for _ in range(20):
+        step(scheduler)
+    scheduler.add(sequence([2] * 20, "both", new=1))
+    scheduler.add(sequence([3] * 20, "other", new=1))
+    assert "both" == step(scheduler).admitted[0].request.account

@@ -99,6 +99,19 @@ async def test_one_more_than_may_wait_is_refused(engine: VllmEngine) -> None:
     assert (stats.running, stats.waiting) == (0, 0)
 
 
+async def test_a_batch_comes_after_others_and_has_a_bound_of_its_own(engine: VllmEngine) -> None:
+    """In vLLM the lesser number comes first."""
+    batch = [GenerationRequest(name, [5], 30, ENDLESS, priority="batch") for name in "abc"]
+    first, second = (asyncio.create_task(collect(engine, request)) for request in batch[:2])
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await collect(engine, batch[2])
+    assert 3 == len(await collect(engine, GenerationRequest("online", [5], 3, ENDLESS)))
+    await asyncio.gather(first, second)
+    assert {"a": 1, "b": 1, "online": 0} == engine._llm.priorities
+    assert 3 == len(await collect(engine, dataclasses.replace(batch[2], max_new_tokens=3)))
+
+
 async def test_a_draining_engine_finishes_and_takes_no_more(engine: VllmEngine) -> None:
     """Then its health check fails."""
     first = asyncio.create_task(collect(engine, GenerationRequest("a", [5], 20, ENDLESS)))
