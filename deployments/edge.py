@@ -51,7 +51,8 @@ def middlewares() -> list[Middleware]:
     """
     HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
     behind_haproxy = os.environ.get(HAPROXY_VARIABLE) == "1"
-    limits = RequestLimits(edge_settings().max_body_bytes)
+    settings = edge_settings()
+    limits = RequestLimits(settings.max_body_bytes, settings.max_upload_bytes)
     return [Middleware(EdgeMiddleware, limits, behind_haproxy=behind_haproxy)]
 
 
@@ -136,8 +137,8 @@ class _Exchange:
             return {"type": "http.disconnect"}
         message = await self._receive()
         self._received += len(message.get("body", b""))
-        if self._received > self._limits.max_body_bytes:
-            await self.refuse(self._limits.too_large())
+        if self._received > self._limits.bytes_of(self._scope):
+            await self.refuse(self._limits.too_large(self._scope))
             return {"type": "http.disconnect"}
         return message
 

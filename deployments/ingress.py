@@ -19,6 +19,7 @@ from deployments.names import deployment_name
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
 from omai_ray.catalog import locate
+from omai_ray.files import Contents, Files, sweep
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.registry import Registry
@@ -53,6 +54,9 @@ class Ingress:
         ledger = UsageLedger(registry.store)
         limiter = open_limiter(settings.limiter, settings.ingress.replicas)
         administration = Administration(registry)
+        contents = await asyncio.to_thread(Contents.at, settings.files_location)
+        files = Files(registry.store, contents)
+        sweeping = asyncio.create_task(sweep(files))
         recorder = Recorder()
         exporter = export(recorder, lambda: sample_ingress(recorder, limiter))
         if not await administration.users.has_administrator():
@@ -60,11 +64,13 @@ class Ingress:
 
         async def close() -> None:
             try:
+                sweeping.cancel()
                 await limiter.close()  # nobody waits to settle before recording
                 await ledger.close(timeout_s=LEDGER_CLOSE_S)
                 await authenticator.close()
             finally:
                 await registry.close()
+                await asyncio.to_thread(contents.close)
                 await asyncio.to_thread(exporter.close)
 
         self._models = await self._serve(settings)
@@ -80,6 +86,8 @@ class Ingress:
             administration=administration,
             tiers=settings.tiers,
             sessions=settings.sessions,
+            files=files,
+            file_limits=settings.files,
             ingress=settings.ingress,
             trusted_proxies=settings.trusted_proxies,
             proxy_echoes_id=True,

@@ -26,7 +26,7 @@ from deployments.edge import CALLBACK, CALLBACK_VARIABLE, HAPROXY_VARIABLE, THRO
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
 from omai_ray.errors import ConfigError, OMAiError
-from omai_ray.settings import EDGE_VARIABLE, Settings
+from omai_ray.settings import EDGE_VARIABLE, EdgeSettings, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
@@ -44,6 +44,7 @@ _FIXED = (
     "state_dir",
     "database_url",
     "pepper_file",
+    "files",
     "log_file",
     "dashboard",
     "proxy",
@@ -291,7 +292,7 @@ def proxy_environment(settings: Settings) -> dict[str, str]:
     haproxy = settings.proxy == "haproxy"
     return {
         CALLBACK_VARIABLE: CALLBACK,
-        EDGE_VARIABLE: settings.ingress.model_dump_json(),
+        EDGE_VARIABLE: EdgeSettings.of(settings).model_dump_json(),
         HAPROXY_VARIABLE: str(int(haproxy)),
         THROUGHPUT_VARIABLE: str(int(haproxy)),
     }

@@ -129,6 +129,14 @@ class PayloadTooLarge(OMAiError):
     default_code = "payload_too_large"
 
 
+class RangeNotSatisfiable(OMAiError):
+    """The part of the content that is asked for lies beyond its end."""
+
+    status = 416
+    type = "invalid_request_error"
+    default_code = "range_not_satisfiable"
+
+
 class InsufficientStorage(OMAiError):
     """The server's disk is full."""
 
@@ -156,7 +164,7 @@ class HeadersTooLarge(OMAiError):
 
 
 class UnsupportedMediaType(OMAiError):
-    """The body is not JSON."""
+    """The body is not of the kind that the route reads."""
 
     status = 415
     type = "invalid_request_error"

@@ -40,6 +40,8 @@ ENVIRONMENT = {
 }
 CONFIG_VARIABLE = "OMAI_CONFIG"
 EDGE_VARIABLE = "OMAI_EDGE"
+FORM_BYTES = 64 * 1024
+"""What an upload's form may have besides the file."""
 
 
 _REMEDIES = {
@@ -54,6 +56,7 @@ class Tier(BaseModel):
     """What an account may use in a minute, and how many requests at once; None is unlimited.
 
     batch_enqueued_tokens: of all its batches that have not ended, estimated from their inputs.
+    storage_bytes: of files, in all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +65,7 @@ class Tier(BaseModel):
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None
     concurrent_requests: Annotated[int, Field(ge=1, le=10**9)] | None = None
     batch_enqueued_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    storage_bytes: Annotated[int, Field(ge=1, le=10**18)] | None = 10 * 1024**3
 
 
 DEFAULT_TIERS = {
@@ -73,7 +77,7 @@ DEFAULT_TIERS = {
         tokens_per_minute=2_000_000,
         batch_enqueued_tokens=200_000_000,
     ),
-    "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None),
+    "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None, storage_bytes=None),
 }
 
 
@@ -162,6 +166,25 @@ class SessionSettings(BaseModel):
     origins: tuple[Origin, ...] = ()
 
 
+class FileSettings(BaseModel):
+    """Where files are kept, and how large one may be.
+
+    location: a directory that all ingress replicas see, or `s3://BUCKET/…`, `gs://BUCKET/…`; by
+    default `files` in the state directory. max_batch_bytes: of a batch's input.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    location: Annotated[str, Field(min_length=1)] | None = None
+    max_bytes: Annotated[int, Field(ge=1, le=10**12)] = 512 * 1024**2
+    max_batch_bytes: Annotated[int, Field(ge=1, le=10**12)] = 200 * 1024**2
+
+    @field_validator("location")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).expanduser().resolve())
+
+
 class TelemetrySettings(BaseModel):
     """What is told of requests besides metrics and logs.
 
@@ -217,6 +240,7 @@ class Settings(BaseModel):
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
     batches: BatchSettings = BatchSettings()
+    files: FileSettings = FileSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
         default_factory=default_models
@@ -240,9 +264,31 @@ class Settings(BaseModel):
         return self.pepper_file or self.state_dir / "pepper"
 
     @property
+    def files_location(self) -> str:
+        """Where the content of files is."""
+        return self.files.location or str(self.state_dir / "files")
+
+    @property
     def sqlalchemy_url(self) -> str:
         """The database, as SQLAlchemy's async engine wants it."""
         return self.database_url or f"sqlite+aiosqlite:///{self.state_dir / 'omai.db'}"
+
+
+class EdgeSettings(BaseModel):
+    """What Serve's proxies need to know. max_upload_bytes: of a body that uploads a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_body_bytes: int
+    max_upload_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> EdgeSettings:
+        """Return what these settings say."""
+        return cls(
+            max_body_bytes=settings.ingress.max_body_bytes,
+            max_upload_bytes=settings.files.max_bytes + FORM_BYTES,
+        )
 
 
 def load_settings(
@@ -284,15 +330,15 @@ def parse_settings(
     return settings
 
 
-def edge_settings(environment: Mapping[str, str] | None = None) -> IngressSettings:
-    """Return the ingress settings in a process that Serve started.
+def edge_settings(environment: Mapping[str, str] | None = None) -> EdgeSettings:
+    """Return how long bodies may be, in a process that Serve started.
 
-    They are those that OMAI_EDGE has as JSON, else those of `load_settings`.
+    It is what OMAI_EDGE has as JSON, else what `load_settings` says.
     """
     environment = os.environ if environment is None else environment
     if EDGE_VARIABLE in environment:
-        return IngressSettings.model_validate_json(environment[EDGE_VARIABLE])
-    return load_settings(environment=environment).ingress
+        return EdgeSettings.model_validate_json(environment[EDGE_VARIABLE])
+    return EdgeSettings.of(load_settings(environment=environment))
 
 
 def _put(values: dict[str, Any], key: str, value: str) -> None:

@@ -35,6 +35,7 @@ from omai_ray.api.backends import ServedModels
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
 from omai_ray.api.endpoints import endpoints_of
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
+from omai_ray.api.files import FileRoutes, add_file_routes
 from omai_ray.api.health import HealthRoutes
 from omai_ray.api.measures import Measures
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
@@ -67,12 +68,13 @@ from omai_ray.api.schemas.tokens import (
 )
 from omai_ray.api.tokens import TokenRoutes
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, OMAiError, PermissionDenied
+from omai_ray.files import Files
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.middleware import IdentityMiddleware
 from omai_ray.ledger.ledger import UsageLedger
 from omai_ray.quota.gate import Gate
-from omai_ray.settings import IngressSettings, SessionSettings, Tier
+from omai_ray.settings import FORM_BYTES, FileSettings, IngressSettings, SessionSettings, Tier
 from omai_ray.telemetry.recorder import Recorder
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -101,6 +103,8 @@ class Services:
     administration: Administration
     tiers: Mapping[str, Tier]
     sessions: SessionSettings
+    files: Files
+    file_limits: FileSettings
     ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
     proxy_echoes_id: bool
@@ -130,6 +134,7 @@ def create_app(services: Services) -> ASGIApp:
     app.router.route_class = _Route
     _add_error_handlers(app)
     _add_inference(app, services)
+    add_file_routes(app, FileRoutes(services.files, services.tiers, services.file_limits))
     _add_accounts(app, services)
     _add_operations(app, services)
     guarded = IdentityMiddleware(
@@ -139,7 +144,10 @@ def create_app(services: Services) -> ASGIApp:
         services.trusted_proxies,
         services.sessions.origins,
     )
-    limited = RequestLimitsMiddleware(guarded, RequestLimits(services.ingress.max_body_bytes))
+    limits = RequestLimits(
+        services.ingress.max_body_bytes, services.file_limits.max_bytes + FORM_BYTES
+    )
+    limited = RequestLimitsMiddleware(guarded, limits)
     answered = _share(
         FailureMiddleware(limited), services.ingress.cors_origins, services.sessions.origins
     )

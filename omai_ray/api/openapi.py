@@ -17,6 +17,7 @@ from omai_ray.api.schemas import (
     common,
     completions,
     embeddings,
+    files,
     relevance,
     tokens,
 )
@@ -34,6 +35,10 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     completions.CompletionResponse,
     embeddings.EmbeddingRequest,
     embeddings.EmbeddingResponse,
+    files.CreateFile,
+    files.FileDeleted,
+    files.FileList,
+    files.FileObject,
     relevance.RerankRequest,
     relevance.RerankResponse,
     relevance.ScoreRequest,
@@ -126,12 +131,16 @@ _ERRORS = {
     403: "Known caller, not allowed.",
     404: "No such model.",
     413: "The body is too large.",
-    415: "The body is not JSON.",
+    415: "The body is not JSON, or not a form where one is uploaded.",
     431: "There are too many headers, or they are too long.",
     429: "A rate limit is reached; see Retry-After.",
     500: "The server failed; retry with backoff.",
     503: "The server is overloaded; see Retry-After.",
 }
+_PART = "The part of the content that Range asks for."
+_BEYOND = "Range asks for what lies beyond the content's end."
+_FULL = "The server has no room left for files."
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
 def _content(name: str) -> dict[str, Any]:
@@ -160,6 +169,13 @@ def request_body(
     if example is not None:
         content["application/json"]["example"] = example
     return {"requestBody": {"required": required, "content": content}}
+
+
+def form_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a route's `openapi_extra` for a form with a file."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def add_inference(
@@ -191,16 +207,24 @@ def add_route(
     method: str,
     path: str,
     endpoint: Callable[[Request], Awaitable[Response]],
-    answer: type[BaseModel],
+    answer: type[BaseModel] | None,
     *,
     summary: str,
     tag: str,
     body: type[BaseModel] | None = None,
+    form: type[BaseModel] | None = None,
     query: type[BaseModel] | None = None,
     body_required: bool = True,
 ) -> None:
-    """Add a route with its documentation; names in the path become its parameters."""
+    """Add a route with its documentation; names in the path become its parameters.
+
+    answer: None for the content of a file.
+    """
     extra = request_body(body, required=body_required) if body else {}
+    answers = download_responses() if answer is None else responses(answer)
+    if form is not None:
+        extra = form_body(form)
+        answers[507] = _failure(507, _FULL)
     parameters = [_parameter(name) for name in re.findall(r"{(\w+)}", path)]
     if query is not None:
         schema = query.model_json_schema()
@@ -215,7 +239,7 @@ def add_route(
         summary=summary,
         tags=[tag],
         response_model=None,
-        responses=responses(answer),
+        responses=answers,
         openapi_extra={**extra, "parameters": parameters},
     )
 
@@ -253,15 +277,24 @@ def responses(
         200: {"description": "Success.", "content": content, "headers": {**_ALL_HEADERS, **limits}}
     }
     for status, text in _ERRORS.items():
-        headers = {**_ALL_HEADERS, **(_WAIT_HEADERS if status in (429, 503) else {})}
-        if status == 429:
-            headers |= limits
-        answers[status] = {
-            "description": text,
-            "content": _content("ErrorEnvelope"),
-            "headers": headers,
-        }
+        answers[status] = _failure(status, text)
+    answers[429]["headers"] |= limits
     return answers
+
+
+def download_responses() -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that gives a file's content."""
+    whole = {"description": "The content.", "content": _BYTES, "headers": _ALL_HEADERS}
+    answers: dict[int | str, dict[str, Any]] = {200: whole}
+    answers[206] = {**whole, "description": _PART}
+    answers |= {status: _failure(status, text) for status, text in _ERRORS.items()}
+    answers[416] = _failure(416, _BEYOND)
+    return answers
+
+
+def _failure(status: int, text: str) -> dict[str, Any]:
+    headers = {**_ALL_HEADERS, **(_WAIT_HEADERS if status in (429, 503) else {})}
+    return {"description": text, "content": _content("ErrorEnvelope"), "headers": headers}
 
 
 def document(app: FastAPI) -> dict[str, Any]:

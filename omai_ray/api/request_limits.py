@@ -11,13 +11,18 @@ from omai_ray.errors import HeadersTooLarge, InvalidRequest, PayloadTooLarge
 
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 32 * 1024
+UPLOADS = ("POST", "/v1/files")
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may be, as far as its headers tell, and how long its body."""
+    """What a request may be, as far as its headers tell, and how long its body.
+
+    max_upload_bytes: of a body that uploads a file; by default that of any other.
+    """
 
     max_body_bytes: int
+    max_upload_bytes: int | None = None
 
     def check(self, scope: Scope) -> None:
         """Raise HeadersTooLarge, InvalidRequest, or PayloadTooLarge for a declared length."""
@@ -37,13 +42,19 @@ class RequestLimits:
             raise InvalidRequest("Send either 'Content-Length' or 'Transfer-Encoding', not both.")
         if not length.isascii() or not length.isdigit():
             raise InvalidRequest("Invalid 'Content-Length' header: expected a number of bytes.")
-        if int(length[:20]) > self.max_body_bytes:
-            raise self.too_large()
+        if int(length[:20]) > self.bytes_of(scope):
+            raise self.too_large(scope)
 
-    def too_large(self) -> PayloadTooLarge:
+    def bytes_of(self, scope: Scope) -> int:
+        """Return how long a request's body may be."""
+        if self.max_upload_bytes is not None and (scope["method"], scope["path"]) == UPLOADS:
+            return self.max_upload_bytes
+        return self.max_body_bytes
+
+    def too_large(self, scope: Scope) -> PayloadTooLarge:
         """Return what a body that is too long is answered with."""
         return PayloadTooLarge(
-            f"The request body is too large: at most {self.max_body_bytes} bytes are accepted."
+            f"The request body is too large: at most {self.bytes_of(scope)} bytes are accepted."
         )
 
 
@@ -60,14 +71,14 @@ class RequestLimitsMiddleware:
             await self._app(scope, receive, send)
             return
         self._limits.check(scope)
-        received = 0
+        received, most = 0, self._limits.bytes_of(scope)
 
         async def limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limits.max_body_bytes:
-                raise self._limits.too_large()
+            if received > most:
+                raise self._limits.too_large(scope)
             return message
 
         await self._app(scope, limited, send)

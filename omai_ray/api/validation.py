@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
@@ -87,6 +87,17 @@ def parse_body(raw: bytes, model: type[Body]) -> Body:
         raise explain(error, value) from None
 
 
+def parse_texts(values: Mapping[str, str], model: type[Query]) -> Query:
+    """Return texts by name as `model`, numbers read where it wants them. Raises InvalidRequest."""
+    hints = get_type_hints(model)
+    kinds = {field.alias or name: hints[name] for name, field in model.model_fields.items()}
+    given = {name: _number(text, kinds.get(name)) for name, text in values.items()}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, given) from None
+
+
 def read_query(request: Request, model: type[Query]) -> Query:
     """Return a URL's query as `model`. Raises InvalidRequest, as read_body does."""
     pairs = request.query_params.multi_items()
@@ -95,16 +106,11 @@ def read_query(request: Request, model: type[Query]) -> Query:
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"The query has '{repeated[:80]}' more than once.", param=repeated)
-    kinds = get_type_hints(model)
-    given = {name: _number(text, kinds.get(name)) for name, text in values.items()}
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, given) from None
+    return parse_texts(values, model)
 
 
 def _number(text: str, kind: Any) -> str | int:
-    """Return what a query's text says where a number is wanted, so that errors can speak of it."""
+    """Return what a text says where a number is wanted, so that errors can speak of it."""
     wanted = int in (kind, *get_args(kind))
     return int(text) if wanted and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 

@@ -282,7 +282,7 @@ def stop_of(batch: Batch, now_s: float) -> Stop | None:
 
 
 async def read_unit(contents: Contents, batch: Batch, unit: BatchUnit) -> list[NumberedLine]:
-    """Return a unit's lines. Raises Overloaded, FileNotFoundError."""
+    """Return a unit's lines. Raises Overloaded, ObjectNotFound."""
     content = await contents.open(batch.input_file_id)
     try:
         chunks = [c async for c in content.chunks(unit.offset, unit.offset + unit.length)]

@@ -25,8 +25,9 @@ from omai_ray.catalog import Catalog
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
 from omai_ray.identity.principal import Principal
-from omai_ray.quota.tiers import limits_of
+from omai_ray.quota.tiers import tier_of
 from omai_ray.settings import Tier
+from omai_ray.storage import ObjectNotFound
 from omai_ray.store import Batch, BatchOutcome, BatchUnit
 
 LEASE_S = 15.0
@@ -73,8 +74,7 @@ class Rules:
 
     def enqueued_tokens(self, owner: Principal) -> int | None:
         """Return how many tokens an account may have enqueued. Raises PermissionDenied."""
-        limits_of(owner.tier, self.tiers)
-        return self.tiers[owner.tier].batch_enqueued_tokens
+        return tier_of(owner.tier, self.tiers).batch_enqueued_tokens
 
 
 class Driver:
@@ -207,7 +207,7 @@ class Driver:
             return
         except Overloaded:
             raise
-        except FileNotFoundError:
+        except ObjectNotFound:
             problem = Problem("invalid_file", "The input file has no content any more.")
             await self._queue.fail(batch, self.holder, [problem])
             return
@@ -223,7 +223,7 @@ class Driver:
         contents, resolve = self._contents, self.rules.resolver(batch, owner)
 
         def check() -> CheckedInput:
-            opened = contents.filesystem.open_input_file(contents.path(batch.input_file_id))
+            opened = contents.location(batch.input_file_id).open_input()
             with io.BufferedReader(opened, _READ_BYTES) as stream:
                 return check_input(stream, batch.endpoint, resolve, self.rules.longest)
 

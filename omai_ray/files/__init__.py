@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from omai_ray.files.contents import Content, Contents
-from omai_ray.files.files import Files
+from omai_ray.files.files import MAX_LIFE_S, MAX_PAGE, MIN_LIFE_S, Files
+from omai_ray.files.sweep import sweep
 from omai_ray.files.uploads import Upload
 
-__all__ = ["Content", "Contents", "Files", "Upload"]
+__all__ = [
+    "MAX_LIFE_S",
+    "MAX_PAGE",
+    "MIN_LIFE_S",
+    "Content",
+    "Contents",
+    "Files",
+    "Upload",
+    "sweep",
+]

@@ -23,13 +23,14 @@ from omai_ray.files.names import file_id, is_file_id
 from omai_ray.files.uploads import Upload
 from omai_ray.identity.accounts import shown
 from omai_ray.identity.paging import Page
+from omai_ray.storage import ObjectNotFound
 from omai_ray.store import File, Store
 from omai_ray.store.tables import accounts, files
 
 MAX_PAGE = 10_000
 MIN_LIFE_S = 3600
 MAX_LIFE_S = 30 * 86_400
-MAX_UPLOADS = 64
+MAX_UPLOADS = 32
 ORPHAN_S = 86_400.0
 """How old content without a row must be to be nobody's: far older than an upload can take."""
 _SWEPT_AT_ONCE = 500
@@ -140,7 +141,7 @@ class Files:
         """Return a file's content, open for reading; the caller closes it."""
         try:
             return await self.contents.open(file.id)
-        except FileNotFoundError:
+        except ObjectNotFound:
             _log.error("%s has a row and no content", file.id)
             raise _not_found(file.id) from None
 

@@ -13,7 +13,13 @@ _log = logging.getLogger(__name__)
 
 
 def limits_of(tier: str, tiers: Mapping[str, Tier]) -> Limits:
-    """Return a tier's limits; raise PermissionDenied for one that is not configured.
+    """Return a tier's limits; raise PermissionDenied for one that is not configured."""
+    found = tier_of(tier, tiers)
+    return Limits(found.requests_per_minute, found.tokens_per_minute, found.concurrent_requests)
+
+
+def tier_of(tier: str, tiers: Mapping[str, Tier]) -> Tier:
+    """Return the tier of that name; raise PermissionDenied for one that is not configured.
 
     An account must not become unlimited, nor limited at random, because its tier was removed.
     """
@@ -23,4 +29,4 @@ def limits_of(tier: str, tiers: Mapping[str, Tier]) -> Limits:
         raise PermissionDenied(
             f"The account's tier '{tier}' is not configured. Please contact the administrator."
         )
-    return Limits(found.requests_per_minute, found.tokens_per_minute, found.concurrent_requests)
+    return found

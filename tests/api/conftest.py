@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
 from omai_ray.engines.embedding.engine import EmbeddingEngine, Vectors
+from omai_ray.files import Contents, Files
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.registry import Registry
@@ -29,12 +31,19 @@ from omai_ray.ledger import UsageLedger
 from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
-from omai_ray.settings import DEFAULT_TIERS, IngressSettings, SessionSettings, Settings
+from omai_ray.settings import (
+    DEFAULT_TIERS,
+    FileSettings,
+    IngressSettings,
+    SessionSettings,
+    Settings,
+)
 from omai_ray.telemetry.recorder import Recorder
 from omai_ray.text.chat_template import ChatTokenizer
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 
 MAX_BODY_BYTES = 100_000
+FILE_LIMITS = FileSettings(max_bytes=3_000_000, max_batch_bytes=2_000_000)
 CONTEXT = 2048
 CHAT = "omai-gpt-4"
 EMBEDDING = "text-embedding-ada-002"
@@ -103,8 +112,8 @@ class EngineEmbedding:
 class Clock:
     """Seconds that pass when a test says so."""
 
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
+    def __init__(self, now_s: float = 1_000.0) -> None:
+        self.now_s = now_s
 
     def __call__(self) -> float:
         return self.now_s
@@ -125,6 +134,8 @@ class Api:
     embedding: EngineEmbedding
     tokenizer: ChatTokenizer
     services: Services
+    files: Files
+    wall: Clock
     _headers: dict[str, str] = field(default_factory=dict)
 
     async def key(self, tier: str = "enterprise", name: str | None = None) -> tuple[str, str]:
@@ -300,6 +311,9 @@ async def running(
     ledger = UsageLedger(registry.store)
     authenticator = Authenticator(registry)
     admin = Administration(registry)
+    contents = Contents.at(str(state_dir / "files"))
+    wall = Clock(time.time())
+    files = Files(registry.store, contents, wall)
 
     async def nothing() -> None:
         pass
@@ -312,6 +326,8 @@ async def running(
         administration=admin,
         tiers=DEFAULT_TIERS,
         sessions=SessionSettings(),
+        files=files,
+        file_limits=FILE_LIMITS,
         ingress=IngressSettings(max_body_bytes=MAX_BODY_BYTES, cors_origins=("*",)),
         trusted_proxies=(),
         proxy_echoes_id=False,
@@ -333,8 +349,11 @@ async def running(
             embedding,
             tokenizer,
             services,
+            files,
+            wall,
         )
     await engine.drain()
     await authenticator.close()
     await ledger.close()
     await registry.close()
+    contents.close()
