@@ -32,6 +32,7 @@ from omai_ray.api.accounting import Accountant
 from omai_ray.api.administration import AdminRoutes, add_admin_routes
 from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
+from omai_ray.api.batches import BatchRoutes, add_batch_routes
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
 from omai_ray.api.endpoints import endpoints_of
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
@@ -67,6 +68,7 @@ from omai_ray.api.schemas.tokens import (
     TokenizeResponse,
 )
 from omai_ray.api.tokens import TokenRoutes
+from omai_ray.batches.batches import Batches
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, OMAiError, PermissionDenied
 from omai_ray.files import Files
 from omai_ray.identity.administration import Administration
@@ -104,6 +106,7 @@ class Services:
     tiers: Mapping[str, Tier]
     sessions: SessionSettings
     files: Files
+    batches: Batches
     file_limits: FileSettings
     ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
@@ -134,6 +137,7 @@ def create_app(services: Services) -> ASGIApp:
     app.router.route_class = _Route
     _add_error_handlers(app)
     _add_inference(app, services)
+    add_batch_routes(app, BatchRoutes(services.batches))
     add_file_routes(app, FileRoutes(services.files, services.tiers, services.file_limits))
     _add_accounts(app, services)
     _add_operations(app, services)

@@ -65,7 +65,8 @@ class Answers(Protocol):
         """Return the answer, be it an error's envelope. Raises nothing but CancelledError."""
 
 
-Owner = Callable[[Batch], Awaitable[Principal]]
+Owner = Callable[[str, str | None], Awaitable[Principal]]
+"""Finds whom work is done for, by the account's id and the key's; raises OMAiError."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -118,8 +119,7 @@ class _Result:
 class UnitWorker:
     """Answers units; of any number of workers, each line of one only is kept.
 
-    owner: who a batch is done for, as they are now; raises OMAiError. max_in_flight: lines at once,
-    of all units together. clock: seconds since the epoch. watch_s: how often it is looked whether a
+    owner: is asked for each unit. max_in_flight: lines at once, of all units together. clock: seconds since the epoch. watch_s: how often it is looked whether a
     batch goes on.
     """
 
@@ -164,7 +164,7 @@ class UnitWorker:
         self, batch: Batch, lines: Sequence[NumberedLine], results: list[_Result | None]
     ) -> None:
         try:
-            owner: Principal | OMAiError = await self._owner(batch)
+            owner: Principal | OMAiError = await self._owner(batch.account_id, batch.key_id)
         except Overloaded:
             raise
         except OMAiError as error:

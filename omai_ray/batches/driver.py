@@ -171,11 +171,14 @@ class Driver:
             except LeaseLost:
                 return
             except Exception as error:
+                known = isinstance(error, OMAiError)
+                why = error.message if isinstance(error, OMAiError) else type(error).__name__
                 _log.warning(
                     "%s: %s: tried again in %.0f s",
                     batch.id,
-                    error.message if isinstance(error, OMAiError) else type(error).__name__,
+                    why,
                     retry_s,
+                    exc_info=None if known else error,
                 )
                 await self._sleep(retry_s)
                 retry_s = min(_LAST_RETRY_S, retry_s * 2)
@@ -199,7 +202,7 @@ class Driver:
 
     async def _validate(self, batch: Batch) -> None:
         try:
-            owner = await self._owner(batch)
+            owner = await self._owner(batch.account_id, batch.key_id)
             limit = self.rules.enqueued_tokens(owner)
             checked = await self._check(batch, owner)
         except InvalidInput as invalid:

@@ -139,9 +139,6 @@ class World:
         self.queue = BatchQueue(self.store, self.files, self.clock)
         self.rules = Rules(Catalog(MODELS, {"gpt-4": "omai-gpt-4"}), TIERS, longest=2000)
 
-    async def owner(self, batch: Batch) -> Any:
-        return await Directory(self.store).owner(batch.account_id, batch.key_id)
-
     async def open_account(self, name: str, tier: str = "enterprise") -> None:
         row = {"id": name, "name": name, "tier": tier, "status": "active", "created": 0.0}
         async with self.store.writing() as connection:
@@ -173,7 +170,7 @@ class World:
             queue or self.queue,
             contents or self.contents,
             answers,
-            self.owner,
+            Directory(self.store).owner,
             8,
             clock=self.clock,
             sleep=sleep,
@@ -191,7 +188,7 @@ class World:
             queue or self.queue,
             contents or self.contents,
             executor,
-            self.owner,
+            Directory(self.store).owner,
             self.rules,
             max_running=2,
             lease_s=LEASE_S,
