@@ -119,8 +119,8 @@ class _Result:
 class UnitWorker:
     """Answers units; of any number of workers, each line of one only is kept.
 
-    owner: is asked for each unit. max_in_flight: lines at once, of all units together. clock: seconds since the epoch. watch_s: how often it is looked whether a
-    batch goes on.
+    owner: is asked for each unit. max_in_flight: lines at once, of all units together. clock:
+    seconds since the epoch. watch_s: how often it is looked whether a batch goes on.
     """
 
     def __init__(
