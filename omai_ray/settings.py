@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 CONFIG_VARIABLE = "OMAI_CONFIG"
 EDGE_VARIABLE = "OMAI_EDGE"
+DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 FORM_BYTES = 64 * 1024
 """What an upload's form may have besides the file."""
 
@@ -339,6 +340,18 @@ def edge_settings(environment: Mapping[str, str] | None = None) -> EdgeSettings:
     if EDGE_VARIABLE in environment:
         return EdgeSettings.model_validate_json(environment[EDGE_VARIABLE])
     return EdgeSettings.of(load_settings(environment=environment))
+
+
+def server_access(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Return the address and the API key with which commands ask a server, as the SDKs do.
+
+    Raises ConfigError where there is no key.
+    """
+    environment = os.environ if environment is None else environment
+    key = environment.get("OMAI_API_KEY", "").strip()
+    if not key:
+        raise ConfigError("OMAI_API_KEY: not set; set it to a key of the account's own")
+    return environment.get("OMAI_BASE_URL") or DEFAULT_BASE_URL, key
 
 
 def _put(values: dict[str, Any], key: str, value: str) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from omai_ray.cli import (
     accounts,
+    batch,
     check,
     database,
     embed,
@@ -53,6 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"omai-ray {version('omai-ray')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (serve, top, check, embed, keys, accounts, users, records, models, database):
+    for part in (serve, top, check, embed, batch, keys, accounts, users, records, models, database):
         part.add(commands)
     return parser
