@@ -232,7 +232,8 @@ class UnitWorker:
         """Write the answers as one object, then its row: whoever has the row has answered."""
         # Nothing but a stop keeps a line from being answered.
         stop = stop_of(batch, self._clock()) or "batch_expired"
-        output, error = [], []
+        output: list[bytes] = []
+        error: list[bytes] = []
         for line, result in zip(lines, results, strict=True):
             if result is None:
                 error.append(line.stopped(stop))

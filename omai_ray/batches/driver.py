@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from omai_ray.batches.answering import Owner, Sleep, stop_of
@@ -21,7 +22,7 @@ from omai_ray.batches.lines import EMBEDDINGS
 from omai_ray.batches.queue import BatchQueue, LeaseLost
 from omai_ray.batches.results import assemble
 from omai_ray.batches.turns import Turns
-from omai_ray.catalog import Catalog
+from omai_ray.catalog import Catalog, Task
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
 from omai_ray.identity.principal import Principal
@@ -63,7 +64,7 @@ class Rules:
 
     def resolver(self, batch: Batch, owner: Principal) -> Callable[[str], str]:
         """Return what finds the model that a request names. Raises OMAiError."""
-        task = "embedding" if batch.endpoint == EMBEDDINGS else "chat"
+        task: Task = "embedding" if batch.endpoint == EMBEDDINGS else "chat"
 
         def resolve(name: str) -> str:
             spec = self.catalog.resolve(name, task)
@@ -140,7 +141,10 @@ class Driver:
             if batch.id not in self._driving:  # claimed anew, where renewing came late
                 task = asyncio.create_task(self.drive(batch))
                 self._driving[batch.id] = task
-                task.add_done_callback(lambda _, name=batch.id: self._driving.pop(name, None))
+                task.add_done_callback(partial(self._ended, batch.id))
+
+    def _ended(self, batch: str, _: asyncio.Task[None]) -> None:
+        self._driving.pop(batch, None)
 
     async def _renew(self) -> None:
         driven = set(self._driving)

@@ -75,7 +75,8 @@ def _submit(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise ConfigError(f"--limit: expected 1 or more, got {args.limit}")
-    server, found, after = Server(), [], None
+    server, after = Server(), None
+    found: list[dict[str, Any]] = []
     while len(found) < args.limit:
         wanted = min(_TOGETHER, args.limit - len(found))
         page = server.get("/batches", limit=wanted, after=after)

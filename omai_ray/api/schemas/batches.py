@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from omai_ray.api.schemas.administration import Query
 from omai_ray.api.schemas.common import Metadata, RequestBody
-from omai_ray.batches.batches import MAX_PAGE, WINDOW
+from omai_ray.batches.batches import MAX_PAGE
 from omai_ray.batches.lines import Endpoint
 from omai_ray.files import MAX_LIFE_S, MIN_LIFE_S
 from omai_ray.store import Batch, BatchStatus
@@ -93,7 +93,7 @@ class BatchObject(BaseModel):
     model: str | None
     errors: BatchErrors | None
     input_file_id: str
-    completion_window: Literal["24h"] = WINDOW
+    completion_window: Literal["24h"] = "24h"
     status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
