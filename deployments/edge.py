@@ -7,6 +7,7 @@ failures as text. Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 
@@ -18,7 +19,9 @@ from uvicorn.config import HTTP_PROTOCOLS
 from deployments.haproxy import PEER_HEADER
 from omai_ray.api.context import API_VERSION, safe_request_id
 from omai_ray.api.failures import render_error, unknown_url
-from omai_ray.api.request_limits import RequestLimits
+from omai_ray.api.pacing import HEADER as PACED
+from omai_ray.api.pacing import TAKEN
+from omai_ray.api.request_limits import RequestLimits, is_upload
 from omai_ray.api.sse import frame
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.settings import edge_settings
@@ -40,6 +43,8 @@ _CONTROL_HEADERS = frozenset(
 )
 _CONTROL_PREFIX = b"x-serve-"
 _PEER = PEER_HEADER.encode()
+AHEAD_BYTES = 8 * 1024 * 1024
+"""How much of an upload may be read before the application has taken it."""
 _ROUTES = "/-/routes"  # Serve's own list of what runs
 
 
@@ -97,12 +102,15 @@ class EdgeMiddleware:
 
 def _cleaned(scope: Scope, request_id: str) -> Scope:
     headers = [(name, value) for name, value in scope["headers"] if not _is_control(name)]
-    return {**scope, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+    headers.append((b"x-request-id", request_id.encode()))
+    if is_upload(scope):
+        headers.append((PACED, b"1"))
+    return {**scope, "headers": headers}
 
 
 def _is_control(name: bytes) -> bool:
     name = name.lower().replace(b"_", b"-")
-    own = name in (b"x-request-id", _PEER)
+    own = name in (b"x-request-id", _PEER, PACED)
     return own or name in _CONTROL_HEADERS or name.startswith(_CONTROL_PREFIX)
 
 
@@ -126,17 +134,27 @@ class _Exchange:
         self._request_id = request_id
         self._limits = limits
         self._received = 0
+        self._ahead = 0
+        self._room = asyncio.Event()
+        self._room.set()
         self._begun = False
         self._streams = False
         self._ended = False
         self._refused: OMAiError | None = None
 
     async def receive(self) -> Message:
-        """Return the next of the request; one whose body is too long ends as if its client left."""
+        """Return the next of the request; one whose body is too long ends as if its client left.
+
+        An upload is read once there is room for more of it.
+        """
+        await self._room.wait()
         if self._refused is not None:
             return {"type": "http.disconnect"}
         message = await self._receive()
-        self._received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._received += size
+        if is_upload(self._scope):
+            self._advance(size)
         if self._received > self._limits.bytes_of(self._scope):
             await self.refuse(self._limits.too_large(self._scope))
             return {"type": "http.disconnect"}
@@ -144,6 +162,9 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Send the application's answer, or the envelope where the proxy itself wrote one."""
+        if message["type"] == TAKEN:
+            self._advance(-message["bytes"])
+            return
         if self._refused is not None:
             return
         if message["type"] == "http.response.start":
@@ -161,6 +182,7 @@ class _Exchange:
     async def refuse(self, error: OMAiError) -> None:
         """Answer with an error, if nothing was answered yet; nothing else is sent then."""
         self._refused = error
+        self._room.set()
         if self._begun:
             return
         self._begun = True
@@ -170,6 +192,14 @@ class _Exchange:
         if error.status in (413, 431):
             response.headers["connection"] = "close"  # the rest of the request is not read
         await response(self._scope, self._receive, self._send)
+
+    def _advance(self, size: int) -> None:
+        """Count what was read, or, below 0, taken."""
+        self._ahead += size
+        if self._ahead < AHEAD_BYTES or self._refused is not None:
+            self._room.set()
+        else:
+            self._room.clear()
 
     async def finish(self) -> None:
         """Answer where the proxy has not, or say that a stream of its will not go on."""

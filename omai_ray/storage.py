@@ -15,8 +15,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 OPTIONS = {
-    "s3": ("region", "endpoint_override", "scheme", "connect_timeout", "request_timeout",
-           "max_attempts"),
+    "s3": ("region", "endpoint_override", "scheme", "anonymous", "connect_timeout",
+           "request_timeout", "max_attempts"),
     "gs": ("endpoint_override", "scheme", "anonymous", "retry_time_limit"),
 }  # fmt: skip
 ALIASES = {"s3a": "s3", "gcs": "gs"}
@@ -42,6 +44,10 @@ REQUEST_TIMEOUT_S = 30.0
 MAX_ATTEMPTS = 6
 GCS_RETRY_S = 120.0
 COPY_BYTES = 8 << 20
+# The AWS SDK reads an answer into a buffer of the range's size, and does not try again where an
+# error's text, a 503's too, is longer than that.
+_SDK_GAVE_UP = "INTERNAL_FAILURE"
+FIRST_PAUSE_S = 0.2
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _QUERY = re.compile(r"\?([a-z_]+=.*)", re.DOTALL)
 
@@ -65,7 +71,7 @@ class ObjectNotFound(StorageError):
 class Stat(NamedTuple):
     """A file or object as it is now. name: relative to what was listed, its own name otherwise.
 
-    mtime_ns is as exact as the store gives it: milliseconds on S3.
+    mtime_ns is whole seconds on S3, where a list may tell milliseconds and a look-up does not.
     """
 
     name: str
@@ -86,9 +92,11 @@ class Location:
     options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, text: str | os.PathLike[str]) -> Location:
+    def parse(cls, place: str | os.PathLike[str] | Location) -> Location:
         """Return the location that a path or URI names. Raises ConfigError."""
-        given = os.fspath(text)
+        if isinstance(place, Location):
+            return place
+        given = os.fspath(place)
         match = _URI.fullmatch(given)
         if match is None:
             return cls("file", os.path.abspath(given))  # noqa: PTH100 - a glob is not a Path
@@ -151,7 +159,7 @@ class Location:
         """Return the file's or object's; None where there is none, or a directory."""
         with _failures(self):
             info = self._filesystem.get_file_info(self.path)
-        return Stat(self.name, info.size, info.mtime_ns or 0) if info.is_file else None
+        return Stat(self.name, info.size, self._mtime_ns(info)) if info.is_file else None
 
     def exists(self) -> bool:
         """Say whether a file or object is here."""
@@ -170,8 +178,12 @@ class Location:
         skip = len(self.path.rstrip("/")) + 1
         with _failures(self):
             infos = self._filesystem.get_file_info(selector)
-        stats = [Stat(i.path[skip:], i.size, i.mtime_ns or 0) for i in infos if i.is_file]
+        stats = [Stat(i.path[skip:], i.size, self._mtime_ns(i)) for i in infos if i.is_file]
         return sorted(stats)
+
+    def _mtime_ns(self, info: Any) -> int:
+        ns: int = info.mtime_ns or 0
+        return ns - ns % 1_000_000_000 if self.scheme == "s3" else ns
 
     def open_input(self) -> Input:
         """Open for reading at any position. Raises ObjectNotFound or StorageError."""
@@ -276,16 +288,11 @@ class Location:
 
 
 class Input(io.RawIOBase):
-    """A file or object open for reading, for one thread at a time.
-
-    failure: what went wrong in the store, kept because a parser that reads through this may
-    report it as damage of the content.
-    """
+    """A file or object open for reading, for one thread at a time."""
 
     def __init__(self, location: Location, file: Any) -> None:
         self._location, self._file = location, file
         self.size: int = file.size()
-        self.failure: StorageError | None = None
 
     def readable(self) -> bool:
         """Return True."""
@@ -305,13 +312,18 @@ class Input(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes, fewer only at the end."""
-        try:
-            with _failures(self._location):
-                content: bytes = self._file.read(None if size is None or size < 0 else size)
-                return content
-        except StorageError as error:
-            self.failure = error
-            raise
+        position = self.tell()
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                with _failures(self._location):
+                    content: bytes = self._file.read(None if size is None or size < 0 else size)
+                    return content
+            except StorageError as error:
+                if _SDK_GAVE_UP not in error.message or attempt == MAX_ATTEMPTS - 1:
+                    raise
+            time.sleep(random.uniform(0.5, 1) * FIRST_PAUSE_S * 2**attempt)  # noqa: S311
+            self.seek(position)
+        raise AssertionError("the last attempt returned or raised")
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; return how many bytes there were."""
@@ -408,6 +420,7 @@ def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
             region = resolve_s3_region(bucket)
     return S3FileSystem(
         **_endpoint(endpoint, options.get("scheme")),
+        anonymous=_flag(bucket, options, "anonymous"),
         region=region or "us-east-1",  # stores that are not Amazon's sign with any
         connect_timeout=_number(bucket, options, "connect_timeout", CONNECT_TIMEOUT_S),
         request_timeout=_number(bucket, options, "request_timeout", REQUEST_TIMEOUT_S),
@@ -424,7 +437,7 @@ def _gcs(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
     limit_s = _number(bucket, options, "retry_time_limit", GCS_RETRY_S)
     return GcsFileSystem(
         **_endpoint(options.get("endpoint_override", ""), options.get("scheme")),
-        anonymous=options.get("anonymous") == "true",
+        anonymous=_flag(bucket, options, "anonymous"),
         retry_time_limit=timedelta(seconds=limit_s),
     )
 
@@ -434,6 +447,14 @@ def _endpoint(url: str, scheme: str | None) -> dict[str, str]:
     given, _, host = url.rpartition("://")
     chosen = scheme or given or "https"
     return {"scheme": chosen, "endpoint_override": host.rstrip("/")} if host else {"scheme": chosen}
+
+
+def _flag(bucket: str, options: dict[str, str], name: str) -> bool:
+    """Return whether an option is on. Raises ConfigError."""
+    text = options.get(name, "false")
+    if text not in ("true", "false"):
+        raise ConfigError(f"bucket {bucket}: {name} is '{text}'; it is true or false")
+    return text == "true"
 
 
 def _number(bucket: str, options: dict[str, str], name: str, default: float) -> float:

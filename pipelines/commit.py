@@ -1,9 +1,8 @@
-"""Write a unit's files so that a visible file is always whole: temporary name, fsync, rename."""
+"""Write a unit's files so that a visible file is always whole: a local file first, then moved."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omai_ray.storage import Location
 from pipelines.job import EMBEDDING_COLUMN, VectorDtype
 from pipelines.read import DeadLetter
 from pipelines.rows import Embedded
@@ -67,11 +67,11 @@ def attach_vectors(embedded: Embedded, schema: pa.Schema) -> pa.RecordBatch:
 class UnitWriter:
     """Writes one unit's data file under a temporary name; nothing is visible before `commit`.
 
-    output: the job's directory. name: the unit's file in it. scratch: a directory on the same
-    filesystem that exists for as long as this run may write.
+    output: the job's directory. name: the unit's file in it. scratch: a local directory that
+    exists for as long as this run may write; on the output's filesystem where that is local.
     """
 
-    def __init__(self, output: Path, name: str, scratch: Path, schema: pa.Schema) -> None:
+    def __init__(self, output: Location, name: str, scratch: Path, schema: pa.Schema) -> None:
         self._output, self._name, self._scratch = output, name, scratch
         self.schema = schema
         self._temporary = scratch / f"{uuid4().hex}.parquet"
@@ -111,7 +111,7 @@ class UnitWriter:
         self._writer.close()
         size = self._temporary.stat().st_size
         commit_dead_letters(self._output, self._name, self._scratch, file, dead)
-        _publish(self._temporary, self._output / self._name)
+        self._output.child(self._name).write_from(self._temporary)
         return size
 
     def abort(self) -> None:
@@ -121,12 +121,12 @@ class UnitWriter:
 
 
 def commit_dead_letters(
-    output: Path, name: str, scratch: Path, file: str, dead: Sequence[DeadLetter]
+    output: Location, name: str, scratch: Path, file: str, dead: Sequence[DeadLetter]
 ) -> None:
     """Write a unit's dead letters, or remove those that an earlier version of it left."""
-    target = output / DEAD_LETTERS / name
+    target = output.child(f"{DEAD_LETTERS}/{name}")
     if not dead:
-        target.unlink(missing_ok=True)
+        target.delete()
         return
     rows = [
         {"file": file, "row": d.row, "rows": d.rows, "reason": d.reason, "detail": d.detail}
@@ -135,28 +135,9 @@ def commit_dead_letters(
     temporary = scratch / f"{uuid4().hex}.dead"
     table = pa.Table.from_pylist(rows, schema=DEAD_LETTER_SCHEMA)
     pq.write_table(table, temporary, compression="zstd")
-    _publish(temporary, target)
+    target.write_from(temporary)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace a small JSON file as a whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    _publish(temporary, path)
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Rename a finished file to its visible name, durably."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sync(temporary)
-    temporary.replace(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_json(place: Location, value: object) -> None:
+    """Replace a JSON file as a whole."""
+    place.write_bytes((json.dumps(value, indent=2) + "\n").encode())

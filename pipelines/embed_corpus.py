@@ -45,8 +45,10 @@ def embed_corpus(job: EmbedJob, progress: Progress | None = None) -> Report:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments; --config is for the caller, who reads the settings."""
     add = parser.add_argument
-    add("source", metavar="IN", help="a parquet file, a directory of them, or a quoted glob")
-    add("output", metavar="OUT", type=Path, help="directory to write; mirrors the input's files")
+    add("source", metavar="IN",
+        help="a parquet file, directory of them or quoted glob; s3:// and gs:// too")  # fmt: skip
+    add("output", metavar="OUT",
+        help="directory to write, s3:// and gs:// too; mirrors the input's files")  # fmt: skip
     add("--column", required=True, help="the text column")
     add("--model", help="a name of the catalog, a hub id or a directory (default: the catalog's)")
     add("--config", type=Path, metavar="FILE", help="YAML settings, with the catalog")
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if not report.ok:
         sys.stderr.write(
             f"omai-ray: {report.dead_fraction:.2%} of the rows or files are dead-lettered, above "
-            f"--max-dead {report.max_dead:g}; the reasons are in {job.output / '_dead_letters'}\n"
+            f"--max-dead {report.max_dead:g}; the reasons are in {report.output}/_dead_letters\n"
         )
     return 0 if report.ok else 1
 
@@ -165,7 +167,7 @@ def _job(args: argparse.Namespace, settings: Settings, address: str | None) -> E
     model = choose_model(args.model, settings)
     return EmbedJob(
         source=args.source,
-        output=args.output,
+        output=args.output if "://" in args.output else Path(args.output),
         column=args.column,
         model=model,
         metrics_model=model_label(model.name, settings.catalog.models),

@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
+from omai_ray.storage import Location
 from omai_ray.telemetry.metrics import OTHER
 from pipelines.engine import Engine, actor_threads, build_engine
 
@@ -26,8 +26,9 @@ FORMAT_VERSION = 1
 class EmbedJob:
     """One corpus, one model, one output directory.
 
-    source: a parquet file, a directory searched for them, or a glob.
-    output: a directory; it mirrors the input's files and holds the run's own records.
+    source: a parquet file, a directory searched for them, or a glob; local, s3:// or gs://.
+    output: a directory, local, s3:// or gs://; it mirrors the input's files and holds the run's
+    own records.
     column: the text column. columns: those carried to the output; None carries all.
     model: the embedding model, already looked up.
     on_long: a text above the model's context is cut to it, or dead-lettered.
@@ -42,7 +43,7 @@ class EmbedJob:
     """
 
     source: str
-    output: Path
+    output: str | os.PathLike[str]
     column: str
     model: ModelSpec
     columns: tuple[str, ...] | None = None
@@ -66,6 +67,8 @@ class EmbedJob:
             raise ConfigError(f"actors is {self.actors}; at least 1 is needed")
         if self.unit_rows is not None and self.unit_rows < 1:
             raise ConfigError(f"unit-rows is {self.unit_rows}; at least 1 is needed")
+        Location.parse(self.source)
+        Location.parse(self.output)
 
 
 def describe_output(job: EmbedJob) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def describe_output(job: EmbedJob) -> dict[str, Any]:
     """
     return {
         "format_version": FORMAT_VERSION,
-        "source": os.path.abspath(job.source),  # noqa: PTH100 - a glob is not a Path
+        "source": str(Location.parse(job.source)),
         "column": job.column,
         "columns": None if job.columns is None else list(job.columns),
         "model": job.model.name,

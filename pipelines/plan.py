@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from omai_ray.errors import ConfigError
+from omai_ray.storage import Location
 from pipelines.job import EMBEDDING_COLUMN, digest
-from pipelines.source import InputFile
+from pipelines.source import InputFile, open_parquet
 
 FOOTER_THREADS = 8
+OBJECT_FOOTER_THREADS = 32  # they wait for answers, not for a disk
 SMALLEST_UNIT_ROWS = 256
 LARGEST_UNIT_ROWS = 32_768
 UNITS_WANTED = 64
@@ -62,10 +63,13 @@ class Unit:
 def read_footers(files: Sequence[InputFile]) -> tuple[list[Footer], list[RejectedFile]]:
     """Read every footer; a corrupt one is returned as a rejected file.
 
-    Raises ConfigError for a file that may not be read, or where no footer at all is good.
+    Raises ConfigError for a file that may not be read, or where no footer at all is good,
+    StorageError for a store that does not answer.
     """
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        outcomes = list(pool.map(_read_footer, files))
+    local = Location.parse(files[0].path).is_local
+    schemas: dict[bytes, pa.Schema] = {}
+    with ThreadPoolExecutor(FOOTER_THREADS if local else OBJECT_FOOTER_THREADS) as pool:
+        outcomes = list(pool.map(lambda file: _read_footer(file, schemas), files))
     footers = [outcome for outcome in outcomes if isinstance(outcome, Footer)]
     rejected = [outcome for outcome in outcomes if isinstance(outcome, RejectedFile)]
     if not footers:
@@ -77,12 +81,14 @@ def read_footers(files: Sequence[InputFile]) -> tuple[list[Footer], list[Rejecte
     return footers, rejected
 
 
-def _read_footer(file: InputFile) -> Footer | RejectedFile:
+def _read_footer(file: InputFile, schemas: dict[bytes, pa.Schema]) -> Footer | RejectedFile:
+    """schemas: those seen so far, by their bytes; files of one corpus share a few."""
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with open_parquet(Location.parse(file.path)) as parquet:
             metadata = parquet.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            return Footer(file, parquet.schema_arrow, groups)
+            schema = parquet.schema_arrow
+            return Footer(file, schemas.setdefault(bytes(schema.serialize()), schema), groups)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise ConfigError(f"{file.path}: {error.strerror or error}") from None
@@ -180,7 +186,7 @@ def file_identity(file: InputFile) -> list[str | int]:
 
 
 def _output_name(name: str, part: int, parts: int) -> str:
-    path = PurePosixPath(name)
     if parts == 1:
         return name
+    path = PurePosixPath(name)
     return str(path.with_name(f"{path.stem}-part-{part:05d}-of-{parts:05d}{path.suffix}"))

@@ -36,24 +36,27 @@ class Board:
 
     def __init__(self) -> None:
         self._units: dict[str, tuple[int, int, int]] = {}
+        self._total = (0, 0, 0)
         self._attempts: Counter[str] = Counter()
 
     def begin(self, unit: str) -> int:
         """Note that a unit is begun, and return how often it has been, this time included."""
-        self._units[unit] = (0, 0, 0)
+        self.put(unit, 0, 0, 0)
         self._attempts[unit] += 1
         return self._attempts[unit]
 
     def put(self, unit: str, rows: int, tokens: int, dead: int) -> None:
         """Set a unit's totals."""
-        self._units[unit] = (rows, tokens, dead)
+        before = self._units.get(unit, (0, 0, 0))
+        now = self._units[unit] = (rows, tokens, dead)
+        all_rows, all_tokens, all_dead = (
+            total + new - old for total, new, old in zip(self._total, now, before, strict=True)
+        )
+        self._total = all_rows, all_tokens, all_dead
 
     def total(self) -> tuple[int, int, int] | None:
         """Return rows, tokens and dead rows so far; None before the first unit's start."""
-        if not self._units:
-            return None
-        rows, tokens, dead = zip(*self._units.values(), strict=True)
-        return sum(rows), sum(tokens), sum(dead)
+        return self._total if self._units else None
 
 
 class EmbedWorker:

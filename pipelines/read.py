@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from omai_ray.storage import Location
 from pipelines.errors import RunFailed
 from pipelines.plan import Unit
+from pipelines.source import open_parquet
 
 SLICE_ROWS = 512
 BUFFER_BYTES = 1 << 20
+OBJECT_BUFFER_BYTES = 4 << 20  # each is a request
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ class UnitReader:
     def __init__(self, unit: Unit, columns: Sequence[str] | None) -> None:
         self._unit = unit
         self._columns = None if columns is None else list(columns)
-        stat = Path(unit.file.path).stat()
-        if (stat.st_size, stat.st_mtime_ns) != (unit.file.size, unit.file.mtime_ns):
-            raise RunFailed(f"{unit.file.path} was changed while the job ran; run it again")
-        self._file = pq.ParquetFile(
-            unit.file.path,
-            buffer_size=BUFFER_BYTES,
+        place = Location.parse(unit.file.path)
+        stat = place.stat()
+        if stat is None or (stat.size, stat.mtime_ns) != (unit.file.size, unit.file.mtime_ns):
+            raise RunFailed(f"{place} was changed while the job ran; run it again")
+        self._file = open_parquet(
+            place,
+            buffer_size=BUFFER_BYTES if place.is_local else OBJECT_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
         )
@@ -72,12 +74,12 @@ class UnitReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file.close(force=True)
 
     def slices(self) -> Iterator[Slice | DeadLetter]:
         """Yield the unit's rows in order; what cannot be decoded comes as a dead letter.
 
-        Raises OSError where the file, not its content, is at fault.
+        Raises OSError or StorageError where the file, not its content, is at fault.
         """
         for window in self._windows():
             yield from self._read(window)

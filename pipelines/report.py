@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.run_record import Entry
+from pipelines.run_ledger import Entry
 from pipelines.unit import UnitResult
 
 

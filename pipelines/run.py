@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from omai_ray.storage import Location
 from pipelines.commit import commit_dead_letters
 from pipelines.engine import EngineFacts
 from pipelines.errors import RunFailed
@@ -26,7 +27,9 @@ from pipelines.plan import (
 from pipelines.progress import Progress, Snapshot
 from pipelines.read import DeadLetter
 from pipelines.report import Report
-from pipelines.run_record import Entry, RunRecord, lease
+from pipelines.run_lease import Lease, lease
+from pipelines.run_ledger import Entry
+from pipelines.run_record import RunRecord
 from pipelines.source import check_apart, find_files
 from pipelines.unit import UnitResult, UnitSettings
 
@@ -78,7 +81,7 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
     check_apart(job.source, job.output)
     footers, rejected = read_footers(find_files(job.source))
     check_columns(footers, job.column, job.columns)
-    with lease(job.output):
+    with lease(job.output) as held:
         record = RunRecord(job.output)
         if not job.overwrite:
             record.check_settings(describe_output(job))
@@ -90,7 +93,7 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
                 record.clear()
             record.check_settings(settings)
             plan = make_plan(job, footers, rejected, record, settings)
-            return _execute(job, plan, record, executor, facts, progress, began)
+            return _execute(job, plan, record, held, executor, facts, progress, began)
 
 
 def make_plan(
@@ -109,7 +112,7 @@ def make_plan(
     files += [asdict(reject.file) | {"unreadable": reject.detail} for reject in rejected]
     return Plan(
         units=units,
-        pending=[unit for unit in units if not record.is_committed(unit.output, unit.key)],
+        pending=record.pending(units),
         rejected=rejected,
         manifest={"settings": settings, "unit_rows": unit_rows, "files": files},
     )
@@ -119,6 +122,7 @@ def _execute(
     job: EmbedJob,
     plan: Plan,
     record: RunRecord,
+    held: Lease,
     executor: Executor,
     facts: EngineFacts,
     progress: Progress,
@@ -134,14 +138,16 @@ def _execute(
         units_skipped=len(plan.units) - len(plan.pending),
         actors=min(executor.actors, len(plan.pending)),
     )
+    held.check()
     if plan.pending or record.manifest != plan.manifest:
         record.write_manifest(plan.manifest)
     with record.scratch() as scratch:
         report.units_removed = _remove_stale(plan, record)
         _reject_files(plan, record, scratch)
         if plan.pending:
-            unit_settings = _unit_settings(job, facts, scratch)
-            _do_units(plan.pending, unit_settings, record, executor, progress, report, began)
+            settings = _unit_settings(job, facts, record.output, scratch, held)
+            _do_units(plan.pending, settings, record, held, executor, progress, report, began)
+    held.check()
     report.total(record.entries.values())
     _check_complete(plan, record, report)
     if report.ok:
@@ -162,18 +168,21 @@ def _reject_files(plan: Plan, record: RunRecord, scratch: Path) -> None:
     for reject in plan.rejected:
         file = reject.file
         key = digest([*file_identity(file), "unreadable"])
-        if record.is_committed(file.name, key):
+        if record.is_noted(file.name, key):
             continue
-        (record.output / file.name).unlink(missing_ok=True)
+        record.output.child(file.name).delete()
         letter = DeadLetter(None, None, "unreadable_footer", reject.detail)
         commit_dead_letters(record.output, file.name, scratch, file.name, [letter])
         record.append(Entry(file.name, key, dead_files=1))
 
 
-def _unit_settings(job: EmbedJob, facts: EngineFacts, scratch: Path) -> UnitSettings:
+def _unit_settings(
+    job: EmbedJob, facts: EngineFacts, output: Location, scratch: Path, held: Lease
+) -> UnitSettings:
     return UnitSettings(
-        output=job.output.absolute(),
-        scratch=scratch.absolute(),
+        output=output,
+        scratch=scratch if output.is_local else None,
+        claim=held.claim,
         column=job.column,
         columns=job.columns,
         on_long=job.on_long,
@@ -192,6 +201,7 @@ def _do_units(
     units: Sequence[Unit],
     settings: UnitSettings,
     record: RunRecord,
+    held: Lease,
     executor: Executor,
     progress: Progress,
     report: Report,
@@ -205,6 +215,7 @@ def _do_units(
     with closing(executor.run(units, settings, tick)) as results:
         for result in results:
             values = {k: v for k, v in asdict(result).items() if k in _ENTRY_FIELDS}
+            held.check()
             record.append(Entry(**values))
             report.add(result)
             first, last = min(first, result.started), max(last, result.ended)

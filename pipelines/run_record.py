@@ -8,126 +8,51 @@
     OUT/_tmp/<run>/                     files not yet committed
     OUT/_SUCCESS.json                   written last
 
-Readers of parquet directories skip names that begin with `_`.
+In an object store the ledger is OUT/_run/ledger/*.jsonl and the lease OUT/_run/claims/<run>; what
+is not committed yet is on the disk of whoever makes it. Readers of parquet directories skip names
+that begin with `_`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from omai_ray.errors import ConfigError
-from pipelines.commit import DEAD_LETTERS, sync, write_json
-from pipelines.errors import OutputInUse, OutputMismatch
+from omai_ray.storage import Location, ObjectNotFound
+from pipelines.commit import DEAD_LETTERS, write_json
+from pipelines.errors import OutputMismatch
+from pipelines.plan import Unit
+from pipelines.run_lease import MANIFEST, RUN
+from pipelines.run_ledger import Entry, open_ledger
 
-RUN, SCRATCH, SUCCESS = "_run", "_tmp", "_SUCCESS.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A ledger line: what stands in the output under a name.
-
-    removed: nothing does any more. dead_files: 1 where a whole input file was dead-lettered.
-    bytes: size of the data file; None where there is none.
-    """
-
-    output: str
-    key: str
-    rows: int = 0
-    written: int = 0
-    dead: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    bytes: int | None = None
-    reasons: dict[str, int] = field(default_factory=dict)
-    dead_files: int = 0
-    removed: bool = False
-
-
-@contextmanager
-def lease(output: Path) -> Iterator[None]:
-    """Be the only process at work in an output directory, which is made if need be.
-
-    The lock is the kernel's, so it ends with the process, however that dies. Raises OutputInUse
-    naming the holder, OutputMismatch for a directory with other content, ConfigError for one
-    that cannot be made.
-    """
-    _check_ours(output)
-    try:
-        (output / RUN).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output / RUN / "lease", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(f"output {output}: {error.strerror or error}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
-            raise OutputInUse(
-                f"output {output} is in use by another run ({holder}); wait for it to end"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _check_ours(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output {output} is not a directory")
-    if not output.is_dir() or (output / RUN / "manifest.json").exists():
-        return
-    foreign = sorted(path.name for path in output.iterdir() if path.name != RUN)
-    if foreign:
-        raise OutputMismatch(
-            f"output {output} holds files that no run of this kind wrote ({foreign[0]}); "
-            "choose an empty directory, or one that does not exist"
-        )
+SCRATCH, SUCCESS = "_tmp", "_SUCCESS.json"
 
 
 class RunRecord:
     """The records of the run in one output directory; used under its lease."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self._manifest_path = output / RUN / "manifest.json"
-        self._ledger_path = output / RUN / "ledger.jsonl"
+    def __init__(self, output: str | os.PathLike[str] | Location) -> None:
+        self.output = Location.parse(output)
+        self._manifest = self.output.child(MANIFEST)
+        self._ledger = open_ledger(self.output.child(RUN))
         self.manifest = self._read_manifest()
-        self.entries = self._read_ledger()
+        self.entries = self._ledger.read()
 
     def _read_manifest(self) -> dict[str, Any] | None:
-        if not self._manifest_path.exists():
+        try:
+            manifest: dict[str, Any] = json.loads(self._manifest.read_bytes())
+        except ObjectNotFound:
             return None
-        try:
-            manifest: dict[str, Any] = json.loads(self._manifest_path.read_text("utf-8"))
         except ValueError as error:
-            raise OutputMismatch(f"{self._manifest_path} is damaged: {error}") from None
+            raise OutputMismatch(f"{self._manifest} is damaged: {error}") from None
         return manifest
-
-    def _read_ledger(self) -> dict[str, Entry]:
-        """Return the last entry of each name; a torn last line was never committed: cut it."""
-        if not self._ledger_path.exists():
-            return {}
-        content = self._ledger_path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self._ledger_path, whole)
-        try:
-            lines = [Entry(**json.loads(line)) for line in content[:whole].splitlines()]
-        except (ValueError, TypeError) as error:
-            raise OutputMismatch(f"{self._ledger_path} is damaged: {error}") from None
-        latest = {entry.output: entry for entry in lines}
-        return {name: entry for name, entry in latest.items() if not entry.removed}
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputMismatch, naming what differs, where the run here was of another kind."""
@@ -144,26 +69,28 @@ class RunRecord:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Record what the run is; readers may no longer take the output for complete."""
-        (self.output / SUCCESS).unlink(missing_ok=True)
-        write_json(self._manifest_path, manifest)
+        self.output.child(SUCCESS).delete()
+        write_json(self._manifest, manifest)
         self.manifest = manifest
 
-    def is_committed(self, output: str, key: str) -> bool:
-        """Say whether the ledger has this unit, and its data file is there, whole."""
+    def is_noted(self, output: str, key: str) -> bool:
+        """Say whether the ledger has this unit."""
         entry = self.entries.get(output)
-        if entry is None or entry.key != key:
-            return False
-        if entry.bytes is None:
-            return True
-        path = self.output / output
-        return path.is_file() and path.stat().st_size == entry.bytes
+        return entry is not None and entry.key == key
+
+    def pending(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return the units that the ledger does not have, or whose file is not there, whole."""
+        noted = [unit for unit in units if self.is_noted(unit.output, unit.key)]
+        sizes = {stat.name: stat.size for stat in self.output.list()} if noted else {}
+        whole = {
+            unit.output for unit in noted
+            if self.entries[unit.output].bytes in (None, sizes.get(unit.output))
+        }  # fmt: skip
+        return [unit for unit in units if unit.output not in whole]
 
     def append(self, entry: Entry) -> None:
-        """Add a line to the ledger, on the disk when this returns."""
-        with self._ledger_path.open("ab") as file:
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add an entry to the ledger."""
+        self._ledger.append(entry)
         if entry.removed:
             self.entries.pop(entry.output, None)
         else:
@@ -171,40 +98,54 @@ class RunRecord:
 
     def remove(self, output: str) -> None:
         """Take a unit that the input no longer has out of the output."""
-        (self.output / output).unlink(missing_ok=True)
-        (self.output / DEAD_LETTERS / output).unlink(missing_ok=True)
+        self.output.child(output).delete()
+        self.output.child(f"{DEAD_LETTERS}/{output}").delete()
         self.append(Entry(output, key="", removed=True))
 
     def clear(self) -> None:
         """Delete what the run here wrote, and no other file."""
-        (self.output / SUCCESS).unlink(missing_ok=True)
+        self.output.child(SUCCESS).delete()
         for name in list(self.entries):
             self.remove(name)
         self.sweep()
-        shutil.rmtree(self.output / DEAD_LETTERS, ignore_errors=True)
-        self._ledger_path.unlink(missing_ok=True)
-        self._manifest_path.unlink(missing_ok=True)
+        self._delete_dead_letters()
+        self._ledger.delete()
+        self._manifest.delete()
         self.manifest, self.entries = None, {}
+
+    def _delete_dead_letters(self) -> None:
+        place = self.output.child(DEAD_LETTERS)
+        if place.is_local:
+            shutil.rmtree(place.local_path, ignore_errors=True)
+            return
+        for stat in place.list():
+            place.child(stat.name).delete()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give a directory for files in the making; earlier runs' leftovers are swept.
 
-        A writer that outlives its run finds the directory gone, and can commit nothing.
+        A writer that outlives its run finds the directory gone, and can commit nothing. What was
+        noted meanwhile is durable afterwards.
         """
-        self.sweep()
-        directory = self.output / SCRATCH / uuid4().hex
-        directory.mkdir(parents=True)
         try:
-            yield directory
+            if self.output.is_local:
+                self.sweep()
+                directory = self.output.local_path / SCRATCH / uuid4().hex
+                directory.mkdir(parents=True)
+                yield directory
+            else:
+                with TemporaryDirectory(prefix="omai-bulk-") as temporary:
+                    yield Path(temporary)
         finally:
             self.sweep()
+            self._ledger.flush()
 
     def sweep(self) -> None:
         """Delete uncommitted files."""
-        shutil.rmtree(self.output / SCRATCH, ignore_errors=True)
+        if self.output.is_local:
+            shutil.rmtree(self.output.local_path / SCRATCH, ignore_errors=True)
 
     def write_success(self, summary: dict[str, Any]) -> None:
         """Mark the output complete."""
-        sync(self._ledger_path)
-        write_json(self.output / SUCCESS, summary)
+        write_json(self.output.child(SUCCESS), summary)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import glob
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from omai_ray.errors import ConfigError
+from omai_ray.storage import Location
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = "*?["
@@ -14,9 +21,10 @@ _MAGIC = "*?["
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file as it was when the job was planned.
+    """A file or object as it was when the job was planned.
 
     name: relative to the input's root, with forward slashes; the output mirrors it.
+    path: a local path, or a URI.
     """
 
     name: str
@@ -29,28 +37,47 @@ def find_files(source: str) -> list[InputFile]:
     """Return the input's files in the order of their names.
 
     Names that begin with `_` or `.` are left out of directories, as every parquet reader does.
-    Raises ConfigError where there is nothing that can be read.
+    Raises ConfigError where there is nothing that can be read, StorageError for a store.
     """
-    root, paths = _expand(source)
-    files = []
-    for path in paths:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror or error}") from None
-        name = path.relative_to(root).as_posix()
-        files.append(InputFile(name, str(path), stat.st_size, stat.st_mtime_ns))
+    place = Location.parse(source)
+    files = list(_local_files(source) if place.is_local else _objects(place))
     if not files:
         raise ConfigError(f"{source}: no parquet files here ({', '.join(SUFFIXES)})")
     return sorted(files, key=lambda file: file.name)
 
 
-def check_apart(source: str, output: Path) -> None:
+def open_parquet(place: Location, **options: Any) -> pq.ParquetFile:
+    """Open a parquet file or object, with options of pyarrow's ParquetFile.
+
+    What fails in a store is a StorageError, here and in later reads; bad content is pyarrow's.
+    """
+    return pq.ParquetFile(place.path if place.is_local else place.open_input(), **options)
+
+
+def check_apart(source: str, output: str | os.PathLike[str] | Location) -> None:
     """Raise ConfigError where the output lies among the input's files, to be read as input."""
-    root, is_glob = _root(source)
-    many = is_glob or Path(source).is_dir()  # what is not there is find_files' to refuse
-    if many and output.resolve().is_relative_to(root.resolve()):
+    place, target = Location.parse(source), Location.parse(output)
+    if place.scheme != target.scheme:
+        return
+    if place.is_local:
+        root, is_glob = _root(source)
+        many = is_glob or Path(source).is_dir()  # what is not there is find_files' to refuse
+        inside = many and target.local_path.resolve().is_relative_to(root.resolve())
+    else:
+        inside = PurePosixPath(target.path).is_relative_to(_fixed(place).path)
+    if inside:
         raise ConfigError(f"output {output} lies inside the input {source}; choose another")
+
+
+def _local_files(source: str) -> Iterator[InputFile]:
+    root, paths = _expand(source)
+    skip = len(str(root).rstrip("/")) + 1
+    for path in paths:
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - a Path for each of many files takes longer
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+        yield InputFile(path[skip:].replace(os.sep, "/"), path, stat.st_size, stat.st_mtime_ns)
 
 
 def _root(source: str) -> tuple[Path, bool]:
@@ -60,31 +87,78 @@ def _root(source: str) -> tuple[Path, bool]:
         return path, False
     if path.is_file() or not any(character in source for character in _MAGIC):
         return path.parent, False
-    parts = path.parts
-    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
-    return Path(*parts[:fixed]), True
+    return Path(*_before_magic(path.parts)), True
 
 
-def _expand(source: str) -> tuple[Path, list[Path]]:
+def _before_magic(parts: Sequence[str]) -> Sequence[str]:
+    fixed = (i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
+    return parts[: next(fixed, len(parts))]
+
+
+def _expand(source: str) -> tuple[Path, list[str]]:
     root, is_glob = _root(source)
     path = Path(source).absolute()
     if is_glob:
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        return root, [match for match in matches if match.is_file()]
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        return root, [match for match in matches if Path(match).is_file()]
     if path.is_file():
-        return root, [path]
+        return root, [str(path)]
     if not path.is_dir():
         raise ConfigError(f"{source}: no such file or directory")
     try:
-        return root, [p for p in _walk(path) if p.suffix in SUFFIXES]
+        return root, [found for found in _walk(str(path)) if _is_parquet(found)]
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
 
 
-def _walk(directory: Path) -> list[Path]:
-    found: list[Path] = []
-    for path in sorted(directory.iterdir()):
-        if path.name.startswith(("_", ".")):
-            continue
-        found += _walk(path) if path.is_dir() else [path]
-    return found
+def _walk(directory: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(("_", ".")):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path)
+            else:
+                yield entry.path
+
+
+def _is_parquet(name: str) -> bool:
+    return PurePosixPath(name).suffix in SUFFIXES
+
+
+def _fixed(place: Location) -> Location:
+    """Return a store's place as far as it has no wildcard."""
+    fixed = place
+    while any(character in fixed.path.partition("/")[2] for character in _MAGIC):
+        fixed = fixed.parent
+    return fixed
+
+
+def _objects(place: Location) -> Iterator[InputFile]:
+    fixed = _fixed(place)
+    if fixed == place and (stat := place.stat()) is not None:
+        yield InputFile(stat.name, place.uri, stat.size, stat.mtime_ns)
+        return
+    pattern = place.path[len(fixed.path) + 1 :].split("/") if fixed != place else None
+    for stat in fixed.list():
+        parts = stat.name.split("/")
+        wanted = _matches(parts, pattern) if pattern else _is_input(parts)
+        if wanted:
+            yield InputFile(stat.name, fixed.child(stat.name).uri, stat.size, stat.mtime_ns)
+
+
+def _is_input(parts: Sequence[str]) -> bool:
+    return _is_parquet(parts[-1]) and not any(part.startswith(("_", ".")) for part in parts)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Say whether a key matches, as `glob` has it: `**` is any number of parts, none hidden."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        if _matches(parts, pattern[1:]):
+            return True
+        return bool(parts) and parts[0][:1] != "." and _matches(parts[1:], pattern)
+    if not parts or (parts[0][:1] == "." and pattern[0][:1] != "."):
+        return False
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

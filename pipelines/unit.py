@@ -6,10 +6,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from omai_ray.storage import Location
 from pipelines.commit import UnitWriter, attach_vectors, output_schema
 from pipelines.engine import Engine
 from pipelines.errors import RunFailed
@@ -26,10 +29,15 @@ Report = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """What every unit of a job shares. provenance goes to the data files' footers."""
+    """What every unit of a job shares. provenance goes to the data files' footers.
 
-    output: Path
-    scratch: Path
+    scratch: where files are made; None is a directory of the worker's own, for an object store.
+    claim: an object that is there for as long as this run may write; None is a lock's to keep.
+    """
+
+    output: Location
+    scratch: Path | None
+    claim: Location | None
     column: str
     columns: tuple[str, ...] | None
     on_long: OnLong
@@ -70,20 +78,22 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
     """Embed a unit's rows and commit its file.
 
     report(rows, tokens, dead rows) is called with the unit's running totals after each slice.
-    Raises RunFailed where the counts do not balance or the input changed, OSError for the disk.
+    Raises RunFailed where the counts do not balance or the input changed, StorageError or OSError
+    for the store or the disk.
     """
     result = UnitResult(unit.output, unit.key, rows=unit.rows, started=time.time())
     columns = _columns_to_read(settings)
-    with UnitReader(unit, columns) as reader:
+    with UnitReader(unit, columns) as reader, _scratch(settings) as scratch:
         rows = f"{unit.first_row}:{unit.first_row + unit.rows}"
         provenance = {**settings.provenance, "source_file": unit.file.name, "source_rows": rows}
         schema = output_schema(
             reader.schema, settings.columns, engine.dimension, settings.dtype, provenance
         )
-        writer = UnitWriter(settings.output, unit.output, settings.scratch, schema)
+        writer = UnitWriter(settings.output, unit.output, scratch, schema)
         try:
             dead = _embed_slices(reader, writer, settings, engine, result, report)
             _check_balance(unit, writer.rows, dead)
+            _check_claim(settings)
             with _Stopwatch(result, "write_s"):
                 result.bytes = writer.commit(unit.file.name, dead)
         finally:
@@ -92,6 +102,21 @@ def process_unit(unit: Unit, settings: UnitSettings, engine: Engine, report: Rep
     result.reasons = _count_reasons(dead)
     result.ended = time.time()
     return result
+
+
+@contextmanager
+def _scratch(settings: UnitSettings) -> Iterator[Path]:
+    if settings.scratch is not None:
+        yield settings.scratch
+        return
+    with TemporaryDirectory(prefix="omai-bulk-") as directory:
+        yield Path(directory)
+
+
+def _check_claim(settings: UnitSettings) -> None:
+    """Raise RunFailed in a worker that outlived its run: another may write there by now."""
+    if settings.claim is not None and not settings.claim.exists():
+        raise RunFailed(f"output {settings.output} is no longer this run's; nothing was committed")
 
 
 def _columns_to_read(settings: UnitSettings) -> list[str] | None:

@@ -1,7 +1,7 @@
 """The ASGI application, put together.
 
-From the outside in: context (ids, headers, the log), cross-origin rules, failures, limits,
-identity, methods, routes.
+From the outside in: pacing of uploads, context (ids, headers, the log), cross-origin rules,
+failures, limits, identity, methods, routes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from omai_ray.api.health import HealthRoutes
 from omai_ray.api.measures import Measures
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
 from omai_ray.api.models import ModelRoutes
+from omai_ray.api.pacing import PacingMiddleware
 from omai_ray.api.relevance import RelevanceRoutes
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.request_limits import RequestLimits, RequestLimitsMiddleware
@@ -155,7 +156,9 @@ def create_app(services: Services) -> ASGIApp:
     answered = _share(
         FailureMiddleware(limited), services.ingress.cors_origins, services.sessions.origins
     )
-    return ContextMiddleware(answered, services.recorder, proxy_echoes_id=services.proxy_echoes_id)
+    return PacingMiddleware(
+        ContextMiddleware(answered, services.recorder, proxy_echoes_id=services.proxy_echoes_id)
+    )
 
 
 class _Cors(CORSMiddleware):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 
 from omai_ray.errors import InvalidRequest, UnsupportedMediaType
 
+SILENCE_S = 60.0
 _PLAIN = (b"", b"7bit", b"8bit", b"binary")
 
 
@@ -26,13 +28,29 @@ async def read_parts(request: Request) -> AsyncIterator[tuple[Part, bytes]]:
     """Yield each part with a piece of its content, and first of all with none.
 
     Raises UnsupportedMediaType for another kind of body; InvalidRequest for one that cannot be
-    read, has a part twice, or ends too early.
+    read, has a part twice, stops or ends too early.
     """
     parser = _Parser(_boundary(request))
-    async for data in request.stream():
+    async for data in _pieces(request):
         for item in parser.feed(data):
             yield item
     parser.finish()
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """Yield a body as it comes. Raises InvalidRequest for a client that has stopped sending."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                data = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidRequest(
+                f"Nothing more of the request came for {SILENCE_S:g} s.", code="request_timeout"
+            ) from None
+        yield data
 
 
 def _boundary(request: Request) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from omai_ray.api.pacing import HEADER as PACED
 from omai_ray.errors import HeadersTooLarge, InvalidRequest, PayloadTooLarge
 
 MAX_HEADERS = 128
@@ -26,8 +27,8 @@ class RequestLimits:
 
     def check(self, scope: Scope) -> None:
         """Raise HeadersTooLarge, InvalidRequest, or PayloadTooLarge for a declared length."""
-        # The edge adds this one, whose length is bounded elsewhere.
-        headers = [item for item in scope["headers"] if item[0] != b"x-request-id"]
+        # The edge adds these, whose length is bounded elsewhere.
+        headers = [item for item in scope["headers"] if item[0] not in (b"x-request-id", PACED)]
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             raise HeadersTooLarge(
@@ -47,7 +48,7 @@ class RequestLimits:
 
     def bytes_of(self, scope: Scope) -> int:
         """Return how long a request's body may be."""
-        if self.max_upload_bytes is not None and (scope["method"], scope["path"]) == UPLOADS:
+        if self.max_upload_bytes is not None and is_upload(scope):
             return self.max_upload_bytes
         return self.max_body_bytes
 
@@ -56,6 +57,11 @@ class RequestLimits:
         return PayloadTooLarge(
             f"The request body is too large: at most {self.bytes_of(scope)} bytes are accepted."
         )
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether a request uploads a file."""
+    return (scope["method"], scope["path"]) == UPLOADS
 
 
 class RequestLimitsMiddleware:

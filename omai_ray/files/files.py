@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -31,6 +31,7 @@ MAX_PAGE = 10_000
 MIN_LIFE_S = 3600
 MAX_LIFE_S = 30 * 86_400
 MAX_UPLOADS = 32
+MAX_ACCOUNTS_UPLOADS = 16
 ORPHAN_S = 86_400.0
 """How old content without a row must be to be nobody's: far older than an upload can take."""
 _SWEPT_AT_ONCE = 500
@@ -51,7 +52,7 @@ class Files:
         self._store = store
         self._clock = clock
         self._arriving: Counter[str] = Counter()
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
 
     @asynccontextmanager
     async def uploading(
@@ -60,12 +61,9 @@ class Files:
         """Give an upload to write and finish; what is not finished at the end leaves nothing.
 
         quota_bytes: what the account may keep in all, None without bound.
-        Raises Overloaded where too many are under way.
+        Raises Overloaded where too many are under way, of the account or of all.
         """
-        if self._uploads >= MAX_UPLOADS:
-            raise Overloaded(f"The server is busy with {MAX_UPLOADS} uploads. Please try again.")
-        self._uploads += 1
-        try:
+        with self._counted(account_id):
             stored = 0 if quota_bytes is None else await self.stored_bytes(account_id)
             arriving = self._arriving
 
@@ -82,8 +80,6 @@ class Files:
                 arriving[account_id] -= upload.bytes
                 arriving += Counter()  # which drops those of whom nothing arrives
                 await upload.close()
-        finally:
-            self._uploads -= 1
 
     async def get(self, account_id: str, file: str) -> File:
         """Return an account's file."""
@@ -199,6 +195,21 @@ class Files:
                 await self.contents.delete(one)
             removed += len(orphans)
         return removed
+
+    @contextmanager
+    def _counted(self, account_id: str) -> Iterator[None]:
+        uploads = self._uploads
+        if uploads[account_id] >= MAX_ACCOUNTS_UPLOADS or uploads.total() >= MAX_UPLOADS:
+            raise Overloaded(
+                f"Too many uploads at once: at most {MAX_ACCOUNTS_UPLOADS} of an account and "
+                f"{MAX_UPLOADS} of all are taken. Please try again."
+            )
+        uploads[account_id] += 1
+        try:
+            yield
+        finally:
+            uploads[account_id] -= 1
+            uploads += Counter()
 
     def _begin(self, account_id: str) -> File:
         now_s = self._clock()

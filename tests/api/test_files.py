@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from starlette.types import Message
 
+from omai_ray.api import multipart
 from omai_ray.files.contents import Contents
 from omai_ray.settings import DEFAULT_TIERS
 from omai_ray.storage import Output, StorageError
@@ -119,8 +120,11 @@ async def test_a_file_is_uploaded_listed_read_and_deleted(
 
 async def test_an_expiry_may_be_given(api: Api, headers: Headers) -> None:
     """By OpenAI's two fields, of which neither goes without the other; the file then goes."""
-    anchor, seconds = "expires_after[anchor]", "expires_after[seconds]"
-    file = (await upload(api, headers, **{anchor: "created_at", seconds: "3600"})).json()
+    expiry: dict[str, Any] = {
+        "expires_after[anchor]": "created_at",
+        "expires_after[seconds]": "3600",
+    }
+    file = (await upload(api, headers, **expiry)).json()
     assert file["expires_at"] == file["created_at"] + 3600
     api.wall.now_s += 3601
     gone = await api.client.get(f"/v1/files/{file['id']}", headers=headers)
@@ -464,21 +468,33 @@ async def test_the_tiers_storage_is_kept(
     assert (await upload(api, headers, b"x" * 60)).status_code == 200
 
 
-class Leaving(Exchange):
-    """Sends the first of two bodies, and leaves."""
+class Half(Exchange):
+    """Sends the first of two bodies; then the client leaves, or, where it stops, sends no more."""
+
+    stops = False
 
     async def _receive(self) -> Message:
-        return await super()._receive() if len(self.bodies) == 2 else {"type": "http.disconnect"}
+        if len(self.bodies) == 2:
+            return await super()._receive()
+        if self.stops:
+            await self.left.wait()
+        return {"type": "http.disconnect"}
 
 
-async def test_a_client_that_leaves_in_mid_upload_leaves_nothing(api: Api, stored: Left) -> None:
-    """What was written is removed, and the account's room is free again."""
+@pytest.mark.parametrize(("stops", "status"), [(False, 499), (True, 400)])
+async def test_a_client_that_leaves_or_stops_in_mid_upload_leaves_nothing(
+    api: Api, stored: Left, monkeypatch: pytest.MonkeyPatch, stops: bool, status: int
+) -> None:
+    """What was written is removed; who sends no more does not keep a place among the uploads."""
+    monkeypatch.setattr(multipart, "SILENCE_S", 0.01 if stops else 60)
     account, key = await api.key()
     body = form(("name=purpose", b"batch"), ("name=file; filename=a", b"x" * 1_900_000))
     begun = len(body) - 100
-    exchange = Leaving(api.app, "/v1/files", {**bearer(key), **FORM}, body[:begun], body[begun:])
+    exchange = Half(api.app, "/v1/files", {**bearer(key), **FORM}, body[:begun], body[begun:])
+    exchange.stops = stops
     await exchange.run()
-    assert exchange.status == 499
+    assert exchange.status == status
+    assert (b"request_timeout" in exchange.body) == stops
     assert stored() == set()
     assert await api.files.stored_bytes(account) == 0
     assert (await upload(api, bearer(key))).status_code == 200

@@ -10,7 +10,7 @@ from tests.clients.environments import require_package, run_node
 
 @pytest.mark.parametrize("package", ["openai", "openai-oldest", "openai-newest"])
 def test_openai_for_node(live: Live, package: str) -> None:
-    """Chat, streams, the tool runner, schemas, vectors, responses, models, error classes."""
+    """Chat, streams, the tool runner, schemas, vectors, responses, models, files, error classes."""
     require_package(package)
     outcome = run_node(live, "openai_node.mjs", package)
     chat = outcome["chat"]
@@ -26,6 +26,13 @@ def test_openai_for_node(live: Live, package: str) -> None:
     assert outcome["responses"]["text"] == outcome["responses"]["streamed"]
     assert outcome["responses"]["last"] in ("response.completed", "response.incomplete")
     assert ["omai-gpt-4", "text-embedding-ada-002", "gpt-4o-mini"] == outcome["models"]
+    files = outcome["files"]
+    made = files["made"]
+    assert (made["filename"], made["bytes"]) == ("größe.jsonl", 19)
+    assert made["expires_at"] == made["created_at"] + 3600
+    assert made == files["again"]
+    assert made["id"] in files["listed"]
+    assert (files["content"], files["deleted"]) == ('{"custom_id": "a"}\n', True)
     failures = outcome["failures"]
     assert {"BadRequestError", "NotFoundError", "AuthenticationError"} == failures.keys()
     assert all(found["raised"] for found in failures.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -288,6 +289,43 @@ def test_openai_lists_and_retrieves_models(client: OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert [CHAT, EMBEDDING, "gpt-4o-mini"] == names
     assert [client.models.retrieve(name).id for name in names] == names
+
+
+async def test_openai_keeps_files(
+    client: OpenAI, async_client: AsyncOpenAI, tmp_path: Path
+) -> None:
+    """Uploaded from bytes, a path and a stream; listed, read, downloaded to disk and deleted."""
+    lines = b'{"custom_id": "a"}\n' * 1000
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(lines)
+    policy: Any = {"anchor": "created_at", "seconds": 3600}
+    made = client.files.create(file=path, purpose="batch", expires_after=policy)
+    assert (made.filename, made.bytes, made.status) == ("input.jsonl", len(lines), "processed")
+    assert made.expires_at == made.created_at + 3600
+    with path.open("rb") as stream:
+        again = await async_client.files.create(file=stream, purpose="user_data")
+    assert again.expires_at is None
+    named = client.files.create(file=("größe 1.txt", b"x"), purpose="user_data")
+    assert named.filename == "größe 1.txt"
+
+    listed = [file.id for file in client.files.list(limit=2)]
+    assert {named.id, again.id, made.id} <= set(listed)
+    assert made in client.files.list(purpose="batch", order="asc").data
+    assert client.files.wait_for_processing(made.id) == made
+    content = client.files.content(made.id)
+    assert content.read() == lines
+    copy = tmp_path / "copy"
+    content.write_to_file(copy)
+    assert copy.read_bytes() == lines
+    async with async_client.files.with_streaming_response.content(again.id) as streamed:
+        assert b"".join([chunk async for chunk in streamed.iter_bytes()]) == lines
+
+    for file in (made, again, named):
+        assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError, match="Supported values are: 'batch'"):
+        client.files.create(file=b"x", purpose="vision")
 
 
 def test_openai_raises_its_own_error_classes(live: Live, client: OpenAI) -> None:

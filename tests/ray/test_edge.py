@@ -80,6 +80,24 @@ def test_a_body_without_a_length_is_refused_at_the_limit(served: Served) -> None
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
+def test_only_uploads_may_be_larger_than_other_bodies(served: Served) -> None:
+    """Through the proxy into storage and back."""
+    _, key = served.create_key()
+    content = bytes(range(256)) * (12 * MIB // 256)
+    assert len(content) > INGRESS.max_body_bytes
+    with served.client(key) as client:
+        form, parts = {"purpose": "user_data"}, {"file": ("a", content)}
+        made = client.post("/v1/files", data=form, files=parts).json()
+        assert made["bytes"] == len(content)
+        path = f"/v1/files/{made['id']}/content"
+        assert client.get(path).content == content
+        part = client.get(path, headers={"Range": "bytes=1000000-1000255"})
+        assert (part.status_code, part.content) == (206, content[1_000_000:1_000_256])
+        head = client.head(path)
+        assert (head.headers["content-length"], head.content) == (str(len(content)), b"")
+        assert client.delete(f"/v1/files/{made['id']}").json()["deleted"]
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.edge import EdgeMiddleware
+from deployments.edge import AHEAD_BYTES, EdgeMiddleware
+from omai_ray.api.pacing import PacingMiddleware
 from omai_ray.api.request_limits import RequestLimits
 
 
@@ -37,7 +39,8 @@ async def answer(
         "headers": list(headers),
         "client": ("10.0.0.1", 1),
     }
-    edge = EdgeMiddleware(app, RequestLimits(100), behind_haproxy=behind_haproxy)
+    limits = RequestLimits(100, max_upload_bytes=200)
+    edge = EdgeMiddleware(app, limits, behind_haproxy=behind_haproxy)
     await edge(scope, receive, send)
     assert [message["type"] for message in sent].count("http.response.start") == 1
     named = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
@@ -110,14 +113,111 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
     assert (await answer(breaks_off(ended=True)))[2] == b"data: 1\n\n"
 
 
+async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read a request to its end, or until it is broken off."""
+    more = True
+    while more:
+        message = await receive()
+        more = message.get("more_body", False)
+    await PlainTextResponse("late")(scope, receive, send)
+
+
+@pytest.mark.parametrize("size", [100, 101, 200, 201])
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/", "/v1/embeddings"])
+async def test_uploads_alone_may_be_longer(path: str, size: int, declared: bool) -> None:
+    """By their own limit, whether they declare their length or not."""
+    most = 200 if path == "/v1/files" else 100
+    headers = ((b"content-length", b"%d" % size),) if declared else ()
+    status, _, body = await answer(reads_all, *headers, bodies=(b"a" * size, b""), path=path)
+    assert (status == 200) == (size <= most)
+    if size > most:
+        assert (413, "payload_too_large") == (status, code_of(body))
+        assert f"at most {most} bytes" in body.decode()
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+async def test_an_upload_is_read_no_faster_than_it_is_taken(rest: int) -> None:
+    """Though what is between the edge and the application reads all it can get."""
+    pieces, piece = 64, b"x" * (AHEAD_BYTES // 16 - rest)
+    sent, most_ahead, begin = 0, 0, asyncio.Event()
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal most_ahead
+        read = 0
+        await begin.wait()
+        more = True
+        while more:
+            message = await receive()
+            read += len(message["body"])
+            most_ahead = max(most_ahead, sent - read)
+            more = message["more_body"]
+        assert read == pieces * len(piece)
+        await Response()(scope, receive, send)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async def read_ahead() -> None:
+            while (message := await receive())["type"] != "http.disconnect":
+                await queue.put(message)
+                if sent == pieces * len(piece):
+                    return
+                begin.set()
+
+        reading = asyncio.create_task(read_ahead())
+        await PacingMiddleware(application)(scope, queue.get, send)
+        await reading
+
+    async def receive() -> Message:
+        nonlocal sent
+        sent += len(piece)
+        more = sent < pieces * len(piece)
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+    status: list[Message] = []
+
+    async def send(message: Message) -> None:
+        status.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/files",
+        "headers": [],
+    }
+    limits = RequestLimits(100, max_upload_bytes=pieces * len(piece))
+    await EdgeMiddleware(serve, limits)(scope, receive, send)
+    assert ["http.response.start", "http.response.body"] == [m["type"] for m in status]
+    assert 200 == status[0]["status"]
+    assert AHEAD_BYTES // 2 < most_ahead <= AHEAD_BYTES + len(piece)
+
+
+async def test_only_the_edge_asks_for_pacing() -> None:
+    """A client's header is taken away; without an edge nothing but the answer is sent."""
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(name for name, _ in scope["headers"])
+        await Response()(scope, receive, send)
+
+    await answer(app, (b"X-Omai-Paced", b"1"))
+    assert [b"x-request-id"] == seen
+    bodies = (b"x" * 2**20, b"x" * 2**20, b"")
+    sent: list[Message] = []
+    left = list(bodies)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await PacingMiddleware(reads_all)({"type": "http", "headers": []}, receive, send)
+    assert ["http.response.start", "http.response.body"] == [m["type"] for m in sent]
+
+
 async def test_a_body_that_grows_too_long_is_answered_once() -> None:
     """What the application says afterwards is dropped."""
-
-    async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        await PlainTextResponse("late")(scope, receive, send)
-
     status, headers, body = await answer(reads_all, bodies=(b"a" * 60, b"a" * 60, b""))
     assert (413, "payload_too_large") == (status, code_of(body))
     assert headers["connection"] == "close"

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from omai_ray.errors import ConfigError
-from omai_ray.settings import DEFAULT_TIERS, load_settings
+from omai_ray.settings import (
+    DEFAULT_TIERS,
+    EDGE_VARIABLE,
+    FORM_BYTES,
+    EdgeSettings,
+    edge_settings,
+    load_settings,
+)
 
 MODEL = "models: [{name: m, task: chat, source: /x}]\n"
 
@@ -65,6 +72,9 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     [
         ("prot: 8000", "prot: Extra inputs are not permitted"),
         ("ingress: {replica: 2}", "ingress.replica: Extra inputs"),
+        ("files: {place: x}", "files.place: Extra inputs"),
+        ("files: {max_bytes: 0}", "files.max_bytes: .*greater than or equal to 1 .got 0."),
+        ("tiers: {a: {requests_per_minute: 1, tokens_per_minute: 1, storage_bytes: 0}}", "a.stor"),
         ("models: [{name: m, task: chat, source: /x, contxt: 8}]", "models.0.contxt: Extra"),
         ("port: 70000", "port: .*65535 .got 70000."),
         ("port: many", "port: .*integer.* .got 'many'."),
@@ -145,3 +155,20 @@ def test_settings_cannot_be_changed() -> None:
     """What was checked at start stays so."""
     with pytest.raises(ValueError, match="frozen"):
         load_settings(environment={}).port = 1
+
+
+def test_files_are_in_the_state_directory_unless_said_otherwise(tmp_path: Path) -> None:
+    """A directory is made absolute, a URI stays what it is."""
+    assert str(tmp_path / "files") == load(tmp_path, f"state_dir: {tmp_path}").files_location
+    assert str(Path.cwd() / "x") == load(tmp_path, "files: {location: x}").files_location
+    uri = "s3://bucket/files?region=eu-west-1"
+    assert uri == load(tmp_path, f"files: {{location: '{uri}'}}").files_location
+
+
+def test_the_edge_knows_how_long_bodies_may_be(tmp_path: Path) -> None:
+    """From its variable as from the settings themselves."""
+    text = "ingress: {max_body_bytes: 2048}\nfiles: {max_bytes: 4096}\n"
+    edge = EdgeSettings.of(load(tmp_path, text))
+    assert (2048, 4096 + FORM_BYTES) == (edge.max_body_bytes, edge.max_upload_bytes)
+    assert edge == edge_settings({EDGE_VARIABLE: edge.model_dump_json()})
+    assert edge == edge_settings({"OMAI_CONFIG": str(tmp_path / "omai.yaml")})

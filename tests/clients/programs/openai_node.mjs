@@ -98,6 +98,18 @@ async function models() {
   return names;
 }
 
+async function files() {
+  const file = new File(['{"custom_id": "a"}\n'], 'größe.jsonl');
+  const policy = { anchor: 'created_at', seconds: 3600 };
+  const made = await client.files.create({ file, purpose: 'batch', expires_after: policy });
+  const listed = [];
+  for await (const found of client.files.list({ limit: 1 })) listed.push(found.id);
+  const content = await (await client.files.content(made.id)).text();
+  const again = await client.files.retrieve(made.id);
+  const { deleted } = await client.files.delete(made.id);
+  return { made, again, listed, content, deleted };
+}
+
 async function failures() {
   const wrong = new OpenAI({ apiKey: 'omai-sk-wrong', maxRetries: 0 });
   const tried = {
@@ -118,7 +130,7 @@ async function failures() {
 }
 
 const outcome = {};
-for (const part of [chat, tools, structured, vectors, responses, models, failures]) {
+for (const part of [chat, tools, structured, vectors, responses, models, files, failures]) {
   outcome[part.name] = await part();
 }
 process.stdout.write(JSON.stringify(outcome));

@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_job(corpus: Path) -> Callable[..., EmbedJob]:
     """Return a function that makes a job of the corpus."""
 
-    def make(output: Path, **changes: Any) -> EmbedJob:
+    def make(output: Path | str, **changes: Any) -> EmbedJob:
         values: dict[str, Any] = {
             "source": str(corpus),
             "output": output,
@@ -63,4 +63,4 @@ def undisturbed(
 ) -> tuple[Path, Report]:
     """Run the job once without trouble; return its output and report."""
     job = make_job(tmp_path_factory.mktemp("undisturbed") / "out")
-    return job.output, embed_corpus(job)
+    return Path(job.output), embed_corpus(job)

@@ -16,6 +16,7 @@ import pytest
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.embedding.engine import EmbeddingEngine
 from omai_ray.errors import ConfigError
+from omai_ray.storage import Location
 from pipelines import embed_corpus as command
 from pipelines.embed_corpus import embed_corpus
 from pipelines.engine import build_engine
@@ -23,6 +24,7 @@ from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.progress import Silent, Snapshot
 from pipelines.report import Report
+from tests.s3_server import s3_server
 
 # Ray Data 2.60 sets deprecated options of its own when its context is made.
 
@@ -118,6 +120,26 @@ def test_the_same_job_again_does_nothing_and_gives_its_actors_back(
     report = embed_corpus(make_job(undisturbed[0]))
     assert (report.units_done, report.units_skipped, report.total_rows_written) == (0, UNITS, ROWS)
     assert tree(undisturbed[0]) == before
+
+
+def test_a_job_from_store_to_store_writes_what_one_on_disk_does(
+    undisturbed: tuple[Path, Report], corpus: Path, make_job: Job
+) -> None:
+    """The workers read, upload and look for the run's claim themselves."""
+    with s3_server("corpora") as server:
+        options = f"endpoint_override={server.endpoint}&region=us-east-1&anonymous=true"
+        for path in corpus.rglob("*.parquet"):
+            key = path.relative_to(corpus).as_posix()
+            Location.parse(f"s3://corpora/in/{key}?{options}").write_bytes(path.read_bytes())
+        job = make_job(f"s3://corpora/out?{options}", source=f"s3://corpora/in?{options}", actors=1)
+        report = embed_corpus(job)
+        stored = {
+            key.removeprefix("out/"): stored.content
+            for key, stored in server.buckets["corpora"].items()
+            if key.startswith("out/") and key.endswith(".parquet")
+        }
+    assert stored == tree(undisturbed[0])
+    assert report.rows_written == ROWS
 
 
 def test_an_actor_killed_in_mid_unit_costs_nothing_but_time(

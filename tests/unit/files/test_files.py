@@ -143,17 +143,18 @@ async def test_of_uploads_in_two_processes_one_gets_the_last_room(
     assert 600 == await files.stored_bytes(ADA)
 
 
+@pytest.mark.parametrize("name", ["MAX_UPLOADS", "MAX_ACCOUNTS_UPLOADS"])
 async def test_more_uploads_than_are_bearable_are_refused(
-    files: Files, monkeypatch: pytest.MonkeyPatch
+    files: Files, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Each holds memory; one that has ended makes room."""
-    monkeypatch.setattr(files_module, "MAX_UPLOADS", 1)
+    """Each holds memory, and no account may hold all; one that has ended makes room."""
+    monkeypatch.setattr(files_module, name, 1)
     async with files.uploading(ADA):
-        with pytest.raises(Overloaded, match="busy"):
-            async with files.uploading(ADA):
-                pass
-    async with files.uploading(ADA) as upload:
-        await upload.finish("a", "batch")
+        with pytest.raises(Overloaded, match="Too many uploads"):
+            await keep(files)
+        if name == "MAX_ACCOUNTS_UPLOADS":
+            await keep(files, account=BOB)
+    await keep(files)
 
 
 async def test_an_upload_that_is_not_finished_leaves_nothing(files: Files, root: Path) -> None:

@@ -166,6 +166,33 @@ def test_help_loads_neither_ray_nor_torch_nor_pyarrow() -> None:
     assert done.stdout == b"[]\n"
 
 
+def test_an_object_store_is_named_by_its_uri(
+    settings: Settings, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As input and as output, its slashes kept."""
+    jobs: list[EmbedJob] = []
+
+    def embed_corpus(job: EmbedJob, _: object) -> Report:
+        jobs.append(job)
+        return report
+
+    monkeypatch.setattr(command, "embed_corpus", embed_corpus)
+    arguments = parse()
+    arguments.source, arguments.output = "s3://corpus/*.parquet", "gs://vectors/2026?anonymous=true"
+    assert command.run(arguments, settings) == 0
+    assert (jobs[0].source, jobs[0].output) == (arguments.source, arguments.output)
+
+
+def test_an_unknown_scheme_fails_the_command_without_a_traceback(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before Ray is started."""
+    arguments = parse()
+    arguments.output = "ftp://host/out"
+    assert command.run(arguments, settings) == 1
+    assert "unknown scheme 'ftp'; use a path, s3:// or gs://" in capsys.readouterr().err
+
+
 def test_a_snapshot_tells_rate_share_and_time_left() -> None:
     """From this run's rows alone."""
     snapshot = Snapshot(rows_done=250, rows_total=1000, tokens=9000, dead=2, elapsed_s=5.0)

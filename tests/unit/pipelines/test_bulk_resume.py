@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from omai_ray.errors import ConfigError
-from pipelines import commit
+from omai_ray.storage import Location, ObjectNotFound
 from pipelines.errors import OutputInUse, OutputMismatch
 from pipelines.job import EmbedJob
 from pipelines.report import Report
-from pipelines.run_record import RunRecord, lease
+from pipelines.run_lease import lease
+from pipelines.run_record import RunRecord
 
 Corpus = Callable[..., Path]
 Job = Callable[..., EmbedJob]
@@ -44,7 +45,7 @@ def whole(
     write_corpus(FILES)
     job = make_job(output=tmp_path / "whole", unit_rows=5)
     run(job)
-    return tree(job.output)
+    return tree(Path(job.output))
 
 
 @pytest.mark.parametrize("units", range(5))
@@ -63,7 +64,7 @@ def test_a_run_stopped_after_any_unit_resumes_to_the_same_bytes(
     report = run(job)
     assert (report.units_skipped, report.units_done) == (units, 5 - units)
     assert (report.total_rows, report.total_rows_written, report.total_rows_dead) == (22, 18, 4)
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -79,25 +80,25 @@ def test_a_crash_around_any_rename_leaves_whole_files_and_resumes_to_the_same_by
 ) -> None:
     """No row is lost or doubled: what is visible is whole, and redone if not in the ledger."""
     job = make_job(unit_rows=5)
-    publish, calls = commit._publish, iter(range(100))
+    publish, calls = Location._publish, iter(range(100))
 
-    def crash(temporary: Path, target: Path) -> None:
+    def crash(target: Location, temporary: Path) -> None:
         crashing = next(calls) == call
         if crashing and when == "before":
             raise Crash
-        publish(temporary, target)
+        publish(target, temporary)
         if crashing:
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", crash)
+        patch.setattr(Location, "_publish", crash)
         try:
             run(job)
         except Crash:
-            for path in job.output.rglob("*.parquet"):
-                assert path.read_bytes() == whole[path.relative_to(job.output).as_posix()]
+            for path in Path(job.output).rglob("*.parquet"):
+                assert path.read_bytes() == whole[path.relative_to(Path(job.output)).as_posix()]
     assert run(job).ok
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
 
 
 def test_a_finished_run_does_nothing_again(
@@ -155,8 +156,8 @@ def test_leftovers_are_swept_and_a_writer_that_outlived_its_run_cannot_commit(
     leftover.write_bytes(b"half")
     run(make_job(output=tmp_path / "whole"))
     assert not (tmp_path / "whole" / "_tmp").exists()
-    with pytest.raises(FileNotFoundError):
-        commit._publish(leftover, tmp_path / "whole" / "a.parquet")
+    with pytest.raises(ObjectNotFound):
+        Location.parse(tmp_path / "whole" / "a.parquet").write_from(leftover)
 
 
 def test_a_changed_input_file_is_done_again_and_its_old_parts_go(
@@ -195,7 +196,7 @@ def test_a_mended_file_replaces_its_dead_letter(
     run(make_job())
     write_corpus({"b.parquet": ["y"]})
     report = run(make_job())
-    assert dead_letters(make_job().output) == []
+    assert dead_letters(Path(make_job().output)) == []
     assert (report.files_dead, report.total_rows_written) == (0, 2)
 
 
@@ -240,7 +241,7 @@ def test_an_output_of_another_model_is_refused_and_overwrite_replaces_it_whole(
     job = make_job(output=tmp_path / "whole", unit_rows=5)
     with pytest.raises(OutputMismatch, match="embedding_fingerprint was 'ffff"):
         run(job, other)
-    assert tree(job.output) == whole
+    assert tree(Path(job.output)) == whole
     report = run(make_job(output=tmp_path / "whole", unit_rows=5, overwrite=True), other)
     assert (report.units_done, report.units_skipped) == (5, 0)
     assert all(
@@ -255,11 +256,11 @@ def test_a_directory_with_other_files_is_left_alone(
     """Even with --overwrite: what no run wrote, no run deletes."""
     write_corpus({"a.parquet": ["x"]})
     job = make_job(overwrite=True)
-    job.output.mkdir()
-    (job.output / "notes.txt").write_text("mine")
+    Path(job.output).mkdir()
+    (Path(job.output) / "notes.txt").write_text("mine")
     with pytest.raises(OutputMismatch, match=r"notes\.txt"):
         run(job)
-    assert [path.name for path in job.output.iterdir()] == ["notes.txt"]
+    assert [path.name for path in Path(job.output).iterdir()] == ["notes.txt"]
 
 
 def test_an_output_that_is_a_file_or_cannot_be_made_is_refused(
@@ -285,11 +286,11 @@ def test_a_second_runner_is_refused_naming_the_first(tmp_path: Path) -> None:
 def test_the_lease_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     """The kernel drops a lock with its holder."""
     code = (
-        "import sys; from pathlib import Path; from pipelines.run_record import lease\n"
+        "import sys; from pathlib import Path; from pipelines.run_lease import lease\n"
         "with lease(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    root = Path(commit.__file__).parents[1]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
     ) as holder:

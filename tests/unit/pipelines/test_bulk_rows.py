@@ -46,9 +46,9 @@ def test_good_rows_are_written_in_order_and_bad_ones_dead_lettered_with_reason_a
     write_corpus({"a.parquet": ["one", None, "two two", "", " \n ", "a poison b", "nan", "three"]})
     job = make_job()
     report = run(job)
-    table = pq.read_table(job.output / "a.parquet")
+    table = pq.read_table(Path(job.output) / "a.parquet")
     assert table["id"].to_pylist() == [0, 2, 7]
-    assert dead_letters(job.output) == [
+    assert dead_letters(Path(job.output)) == [
         ("a.parquet", 1, 1, "null"),
         ("a.parquet", 3, 1, "empty"),
         ("a.parquet", 4, 1, "empty"),
@@ -69,8 +69,8 @@ def test_text_that_is_not_utf8_is_dead_lettered(
     pq.write_table(pa.table({"text": text}), tmp_path / "in" / "a.parquet")
     job = make_job()
     run(job)
-    assert dead_letters(job.output) == [("a.parquet", 1, 1, "invalid_utf8")]
-    assert pq.read_table(job.output / "a.parquet")["text"].to_pylist() == ["ab", "cd"]
+    assert dead_letters(Path(job.output)) == [("a.parquet", 1, 1, "invalid_utf8")]
+    assert pq.read_table(Path(job.output) / "a.parquet")["text"].to_pylist() == ["ab", "cd"]
 
 
 def test_a_long_text_is_cut_to_the_context_and_counted(
@@ -80,7 +80,7 @@ def test_a_long_text_is_cut_to_the_context_and_counted(
     write_corpus({"a.parquet": ["w " * 20, "w"]})
     job = make_job()
     report = run(job)
-    vectors = pq.read_table(job.output / "a.parquet")["embedding"].to_pylist()
+    vectors = pq.read_table(Path(job.output) / "a.parquet")["embedding"].to_pylist()
     assert [vector[1] for vector in vectors] == [8, 3]
     assert (report.rows_truncated, report.rows_written, report.tokens) == (1, 2, 11)
 
@@ -92,7 +92,7 @@ def test_a_long_text_is_dead_lettered_where_the_job_says_so(
     write_corpus({"a.parquet": ["w " * 20, "w"]})
     job = make_job(on_long="error")
     report = run(job)
-    assert dead_letters(job.output) == [("a.parquet", 0, 1, "too_long")]
+    assert dead_letters(Path(job.output)) == [("a.parquet", 0, 1, "too_long")]
     assert report.rows_truncated == 0
 
 
@@ -109,8 +109,8 @@ def test_a_corrupt_page_costs_its_row_group_and_no_other(
     path.write_bytes(content)
     job = make_job()
     report = run(job)
-    assert dead_letters(job.output) == [("a.parquet", 10, 10, "unreadable")]
-    ids = pq.read_table(job.output / "a.parquet")["id"].to_pylist()
+    assert dead_letters(Path(job.output)) == [("a.parquet", 10, 10, "unreadable")]
+    ids = pq.read_table(Path(job.output) / "a.parquet")["id"].to_pylist()
     assert ids == [*range(10), *range(20, 30)]
     assert (report.rows_read, report.rows_written, report.rows_dead) == (30, 20, 10)
 
@@ -123,10 +123,10 @@ def test_a_corrupt_footer_is_a_dead_letter_and_counts_as_a_file(
     (root / "b.parquet").write_bytes(b"PAR1 not really")
     job = make_job(max_dead=0.4)
     report = run(job)
-    assert dead_letters(job.output) == [("b.parquet", None, None, "unreadable_footer")]
+    assert dead_letters(Path(job.output)) == [("b.parquet", None, None, "unreadable_footer")]
     assert (report.rows_written, report.files_dead, report.dead_fraction) == (1, 1, 0.5)
     assert not report.ok
-    assert not (job.output / "_SUCCESS.json").exists()
+    assert not (Path(job.output) / "_SUCCESS.json").exists()
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", pa.float32()), ("float16", pa.float16())])
@@ -137,12 +137,12 @@ def test_the_embedding_column_is_a_fixed_size_list_in_the_dtype_asked_for(
     write_corpus({"a.parquet": ["one", "two"]})
     job = make_job(dtype=dtype)
     run(job)
-    schema = pq.read_schema(job.output / "a.parquet")
+    schema = pq.read_schema(Path(job.output) / "a.parquet")
     assert schema.names == ["id", "text", "embedding"]
     assert schema.field("embedding").type == pa.list_(pa.field("element", kind), 4)
     assert schema.metadata[b"omai.model"] == b"fake"
     assert schema.metadata[b"omai.embedding_fingerprint"] == b"f" * 64
-    metadata = pq.read_metadata(job.output / "a.parquet")
+    metadata = pq.read_metadata(Path(job.output) / "a.parquet")
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -153,7 +153,7 @@ def test_only_the_columns_asked_for_are_carried_in_that_order(
     write_corpus({"a.parquet": ["one", "two"]})
     job = make_job(columns=("id",))
     run(job)
-    assert pq.read_schema(job.output / "a.parquet").names == ["id", "embedding"]
+    assert pq.read_schema(Path(job.output) / "a.parquet").names == ["id", "embedding"]
 
 
 def test_vectors_stand_beside_their_own_rows_whatever_the_slices(
@@ -165,7 +165,7 @@ def test_vectors_stand_beside_their_own_rows_whatever_the_slices(
     write_corpus({"a.parquet": texts}, row_group_size=17)
     job = make_job(unit_rows=8)
     report = run(job)
-    table = pq.read_table(job.output)
+    table = pq.read_table(Path(job.output))
     expected = [(i, i % 5 + 3) for i, text in enumerate(texts) if text is not None]
     got = zip(table["id"].to_pylist(), table["embedding"].to_pylist(), strict=True)
     assert [(row, int(vector[1])) for row, vector in got] == expected
@@ -180,7 +180,7 @@ def test_an_empty_file_and_one_of_dead_rows_have_outputs_without_rows(
     job = make_job()
     run(job)
     for name in ("a.parquet", "b.parquet"):
-        table = pq.read_table(job.output / name)
+        table = pq.read_table(Path(job.output) / name)
         assert (table.num_rows, table.column_names) == (0, ["id", "text", "embedding"])
 
 
@@ -193,7 +193,7 @@ def test_counts_that_do_not_balance_fail_the_job_and_commit_nothing(
     job = make_job()
     with pytest.raises(RunFailed, match="2 rows were read, 1 written and 0 dead-lettered"):
         run(job)
-    assert not (job.output / "a.parquet").exists()
+    assert not (Path(job.output) / "a.parquet").exists()
 
 
 def test_an_input_that_changes_after_planning_fails_the_job(
