@@ -65,10 +65,10 @@ def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-def test_batches_are_answered_by_the_replicas_that_serve_and_survive_their_driver(
+def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_their_driver(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chat and embeddings, as online; killed in between, the driver loses and repeats nothing."""
+    """Chat by the former, embeddings by the latter; a driver that is killed loses nothing."""
     monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
     account_id, key = served.create_key("pro")
     client = openai.OpenAI(api_key=key, base_url=f"{served.url}/v1")
