@@ -90,6 +90,8 @@ class BatchDriver:
         self._settings = Settings.model_validate_json(kept) if kept else settings
         self._app = app
         configure_logs(settings.log_level, settings.log_file)
+        self._recorder = Recorder()
+        export(self._recorder, lambda: None)
         self._loop = _Loop("batches")
         self._driver: Driver | None = None
         self._running = self._loop.begin(self._run())
@@ -129,6 +131,7 @@ class BatchDriver:
                 Directory(stored.store).owner,
                 _rules(settings),
                 max_running=settings.batches.max_running,
+                recorder=self._recorder,
             )
             await self._driver.run()
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Protocol
 
 from omai_ray.batches.answering import Owner, Sleep, stop_of
+from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, InvalidInput, Problem, check_input
 from omai_ray.batches.lines import EMBEDDINGS
 from omai_ray.batches.queue import BatchQueue, LeaseLost
@@ -30,12 +31,15 @@ from omai_ray.quota.tiers import tier_of
 from omai_ray.settings import Tier
 from omai_ray.storage import ObjectNotFound
 from omai_ray.store import Batch, BatchOutcome, BatchUnit
+from omai_ray.telemetry import metrics
+from omai_ray.telemetry.recorder import Recorder
 
 LEASE_S = 15.0
 POLL_S = 1.0
 GRACE_S = 20.0
 """How long workers of a batch that is to stop may take to commit what they have."""
 SWEEP_S = 600.0
+OBSERVE_S = 10.0
 PART_LIFE_S = 3 * 86_400.0
 """How old a part must be to be nobody's: far older than a batch can get."""
 _FIRST_RETRY_S = 1.0
@@ -82,7 +86,7 @@ class Driver:
     """Does what batches there are; of any number of drivers, each batch has one.
 
     rules: what inputs are checked by; may be replaced. max_running: batches answered at once.
-    clock: seconds since the epoch.
+    clock: seconds since the epoch. recorder: is told of what there is.
     """
 
     def __init__(
@@ -99,7 +103,9 @@ class Driver:
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.time,
         sleep: Sleep = asyncio.sleep,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder or Recorder()
         self.rules = rules
         self.holder = secrets.token_hex(16)
         self._queue = queue
@@ -121,6 +127,7 @@ class Driver:
                 group.create_task(self._again(self._claim, self._poll_s))
                 group.create_task(self._again(self._renew, self._lease_s / 3))
                 group.create_task(self._again(self._sweep, SWEEP_S))
+                group.create_task(self._again(self.observe, OBSERVE_S))
         finally:
             for task in self._driving.values():
                 task.cancel()
@@ -152,6 +159,15 @@ class Driver:
         for batch in driven - held:
             if batch in self._driving:  # it has ended meanwhile, or is another driver's
                 self._driving[batch].cancel()
+
+    async def observe(self) -> None:
+        """Tell the recorder what there is to do, and what was done."""
+        seen, recorder = await self._queue.overview(), self._recorder
+        for status in UNFINISHED:
+            recorder.set(metrics.BATCHES, seen.unfinished.get(status, 0), status)
+        recorder.set(metrics.BATCH_TOKENS, seen.enqueued_tokens)
+        recorder.count_to(metrics.BATCH_REQUESTS, seen.completed, "completed")
+        recorder.count_to(metrics.BATCH_REQUESTS, seen.failed, "failed")
 
     async def _sweep(self) -> None:
         """Remove parts of batches that have ended, and old ones that no unit ever had."""

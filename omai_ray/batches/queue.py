@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, Problem
 from omai_ray.files import Files
-from omai_ray.store import Batch, BatchOutcome, BatchUnit, File, Store
+from omai_ray.store import Batch, BatchOutcome, BatchStatus, BatchUnit, File, Store
 from omai_ray.store.tables import accounts, batch_units, batches
 
 CLAIMED_AT_ONCE = 100
@@ -40,6 +40,16 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Batches that have not ended, by status, and their enqueued tokens; requests ever done."""
+
+    unfinished: dict[BatchStatus, int]
+    enqueued_tokens: int
+    completed: int
+    failed: int
 
 
 class BatchQueue:
@@ -248,6 +258,24 @@ class BatchQueue:
                     await self._files.add(connection, file)
             await connection.execute(ended)
             await self._files.release(connection, batch.input_file_id)
+
+    async def overview(self) -> Overview:
+        """Return what there is to do, and what was done, of all accounts."""
+        unfinished = (
+            select(batches.c.status, func.count(), func.sum(batches.c.enqueued_tokens))
+            .where(batches.c.status.in_(UNFINISHED))
+            .group_by(batches.c.status)
+        )
+        done = select(func.sum(batches.c.completed), func.sum(batches.c.failed))
+        async with self._store.reading() as connection:
+            rows = (await connection.execute(unfinished)).all()
+            completed, failed = (await connection.execute(done)).one()
+        return Overview(
+            {status: count for status, count, _ in rows},
+            sum(int(tokens) for _, _, tokens in rows),
+            int(completed or 0),
+            int(failed or 0),
+        )
 
     async def with_leftovers(self) -> list[str]:
         """Return batches that have ended and whose units are still here."""

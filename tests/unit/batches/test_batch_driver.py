@@ -12,6 +12,8 @@ from omai_ray.batches.batches import WINDOW_S
 from omai_ray.batches.turns import Turns
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded
 from omai_ray.store import Batch, BatchUnit
+from omai_ray.telemetry.metrics import Metric
+from omai_ray.telemetry.recorder import Recorder
 from tests.unit.batches.conftest import LEASE_S, Echo, InTurn, World, briefly, forever, request
 
 LINES = [request(f"r{number}", f"text {number}") for number in range(10)]
@@ -437,3 +439,29 @@ async def test_batches_are_listed_newest_first_a_page_at_a_time(world: World) ->
     assert ([made[2], made[1]], True) == ([batch.id for batch in first.items], first.has_more)
     rest = await world.batches.list(world.account, after=made[1], limit=2)
     assert ([made[0]], False) == ([batch.id for batch in rest.items], rest.has_more)
+
+
+async def test_what_there_is_to_do_and_what_was_done_is_measured(world: World) -> None:
+    """Batches by status, their tokens, and requests by what became of them."""
+    recorder = Recorder()
+    driver = world.driver(InTurn(world.worker(Echo())))
+    driver._recorder = recorder
+    await world.run(LINES, Echo({"text 1": [400]}))
+    await world.submit(LINES)
+    await driver.observe()
+    taken: list[tuple[str, float, tuple[str, ...]]] = []
+
+    class Taking:
+        def count(self, metric: Metric, amount: float, labels: dict[str, str]) -> None:
+            taken.append((metric.name, amount, tuple(labels.values())))
+
+        set = count
+
+        def observe(self, metric: Metric, values: Any, labels: dict[str, str]) -> None:
+            raise AssertionError(metric.name)
+
+    recorder.flush(Taking())
+    assert ("omai_batches", 1, ("validating",)) in taken
+    assert ("omai_batches", 0, ("in_progress",)) in taken
+    assert ("omai_batch_requests", 9, ("completed",)) in taken
+    assert ("omai_batch_requests", 1, ("failed",)) in taken
