@@ -149,7 +149,7 @@ class Meter:
         batch_id = self._context.batch_id
         counts = (self.prompt_tokens, self.completion_tokens, self.cached_tokens)
         return UsageRecord(
-            request_id=self._context.usage_id,
+            request_id=self._context.recorded_as or self._context.usage_id,
             account_id=self._principal.account_id,
             key_id=self._principal.key_id,
             model=self._spec.name,

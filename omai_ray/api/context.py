@@ -29,8 +29,9 @@ class RequestContext:
 
     request_id: the client's own where it sent a safe one, so it may repeat; usage_id never does,
     and is what quota and ledger go by. headers: for the response, whatever it becomes. facts: for
-    the log line (model, tokens). batch_id: of the batch whose line it is, if it is one. usage: what
-    it used, once that is recorded.
+    the log line (model, tokens). batch_id: of the batch whose line it is, if it is one;
+    recorded_as: what its record is called then, however often it is tried. usage: what it used,
+    once that is recorded.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class RequestContext:
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     batch_id: str | None = None
+    recorded_as: str | None = None
     usage: UsageRecord | None = None
 
 

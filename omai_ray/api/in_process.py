@@ -37,8 +37,8 @@ class InProcessApi:
         context = RequestContext(
             request.request_id,
             time.perf_counter(),
-            usage_id=request.usage_id,
             batch_id=request.batch_id,
+            recorded_as=request.usage_id,
         )
         exchange = _Exchange(request, context)
         try:

@@ -147,15 +147,17 @@ class UnitWorker:
     async def do(self, unit: BatchUnit) -> bool:
         """Answer a unit's lines and commit them; whether that was done.
 
-        Where the batch is cancelled or expires meanwhile, lines without an answer say so.
+        Where the batch is cancelled or expires meanwhile, lines without an answer say so. A unit
+        that is begun after that is left as it is.
         """
         batch = await self._queue.read(unit.batch_id)
+        if batch.outcome is not None or stop_of(batch, self._clock()) is not None:
+            return False
         lines = await read_unit(self._contents, batch, unit)
         results: list[_Result | None] = [None] * len(lines)
-        if stop_of(batch, self._clock()) is None and batch.outcome is None:
-            async with self._watching(batch) as stopped:
-                await _first(stopped, self._answer_all(batch, lines, results))
-            batch = await self._queue.read(unit.batch_id)
+        async with self._watching(batch) as stopped:
+            await _first(stopped, self._answer_all(batch, lines, results))
+        batch = await self._queue.read(unit.batch_id)
         if batch.outcome is not None:
             return False
         return await self._commit(unit, batch, lines, results)
