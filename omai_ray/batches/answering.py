@@ -7,16 +7,16 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal, Protocol
+from typing import Protocol
 
 import orjson
 
 from omai_ray.batches.lines import Line, parse_line, read_lines
 from omai_ray.batches.queue import BatchQueue, Tally
+from omai_ray.batches.watch import Sleep, Stop, Watch, stop_of
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
 from omai_ray.identity.principal import Principal
@@ -29,7 +29,6 @@ _LAST_RETRY_S = 60.0
 _ATTEMPTS = {503: 25, 500: 3}
 """Of a line whose failure may pass: a model that is away, for some 20 minutes; one that fails."""
 
-Stop = Literal["batch_cancelled", "batch_expired"]
 _STOPPED: dict[Stop, str] = {
     "batch_cancelled": "This request was not executed before the batch was cancelled.",
     "batch_expired": ("This request could not be executed before the completion window expired."),
@@ -67,7 +66,6 @@ class Answers(Protocol):
 
 Owner = Callable[[str, str | None], Awaitable[Principal]]
 """Finds whom work is done for, by the account's id and the key's; raises OMAiError."""
-Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +153,8 @@ class UnitWorker:
             return False
         lines = await read_unit(self._contents, batch, unit)
         results: list[_Result | None] = [None] * len(lines)
-        async with self._watching(batch) as stopped:
-            await _first(stopped, self._answer_all(batch, lines, results))
+        async with Watch(self._queue, batch, self._watch_s, self._clock, self._sleep) as watch:
+            await _first(watch.stopped, self._answer_all(batch, lines, results))
         batch = await self._queue.read(unit.batch_id)
         if batch.outcome is not None:
             return False
@@ -203,26 +201,6 @@ class UnitWorker:
             await self._sleep(retry_s)
             retry_s = min(_LAST_RETRY_S, retry_s * 2)
         return _Result(line.answered(request_id, answer), answer.usage, answer.status == 200)
-
-    @asynccontextmanager
-    async def _watching(self, batch: Batch) -> AsyncIterator[asyncio.Task[None]]:
-        """Give a task that ends once nothing of the batch should be answered any more."""
-        task = asyncio.create_task(self._until_stopped(batch))
-        try:
-            yield task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _until_stopped(self, batch: Batch) -> None:
-        while True:
-            await asyncio.sleep(self._watch_s)
-            try:
-                now = await self._queue.read(batch.id)
-            except OMAiError:
-                continue  # the database is away: answers are committed once it is back
-            if now.outcome is not None or stop_of(now, self._clock()) is not None:
-                return
 
     async def _commit(
         self,
@@ -275,13 +253,6 @@ def _tally(completed: int, failed: int, results: Sequence[_Result | None]) -> Ta
         sum(usage.completion_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
     )
-
-
-def stop_of(batch: Batch, now_s: float) -> Stop | None:
-    """Return why no more of a batch's lines should be answered, None where they should."""
-    if batch.status == "cancelling":
-        return "batch_cancelled"
-    return "batch_expired" if now_s >= batch.expires else None
 
 
 async def read_unit(contents: Contents, batch: Batch, unit: BatchUnit) -> list[NumberedLine]:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from omai_ray.batches.answering import Owner, Sleep, stop_of
+from omai_ray.batches.answering import Owner
 from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, InvalidInput, Problem, check_input
 from omai_ray.batches.lines import EMBEDDINGS
 from omai_ray.batches.queue import BatchQueue, LeaseLost
 from omai_ray.batches.results import assemble
 from omai_ray.batches.turns import Turns
+from omai_ray.batches.watch import Sleep, Watch, stop_of
 from omai_ray.catalog import Catalog, Task
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
@@ -261,19 +262,19 @@ class Driver:
         if not pending:
             await self._queue.close(batch, self.holder, "completed")
             return
-        stopped = asyncio.create_task(self._until_stopped(batch))
         running = asyncio.create_task(self._in_turn(batch, pending))
+        watch = Watch(self._queue, batch, self._poll_s, self._clock, self._sleep)
         try:
-            await asyncio.wait({stopped, running}, return_when=asyncio.FIRST_COMPLETED)
-            was_stopped = stopped.done()
+            async with watch:
+                await asyncio.wait({watch.stopped, running}, return_when=asyncio.FIRST_COMPLETED)
+                was_stopped = watch.stopped.done()
             if was_stopped:  # workers look for themselves, and commit what they have
                 await asyncio.wait({running}, timeout=self._grace_s)
             if running.done():
                 running.result()
         finally:
-            for task in (stopped, running):
-                task.cancel()
-            await asyncio.gather(stopped, running, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
         left = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
         if len(left) == len(pending) and not was_stopped:
             raise Overloaded("no unit could be answered")
@@ -282,14 +283,6 @@ class Driver:
         async with self._turns.turn(batch.account_id):
             if stop_of(await self._queue.read(batch.id), self._clock()) is None:
                 await self._executor.run(batch, units)
-
-    async def _until_stopped(self, batch: Batch) -> None:
-        while stop_of(batch, self._clock()) is None:
-            await self._sleep(self._poll_s)
-            try:
-                batch = await self._queue.read(batch.id)
-            except Overloaded:
-                continue
 
     async def _finish(self, batch: Batch, outcome: BatchOutcome) -> None:
         units = await self._queue.units(batch.id)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from omai_ray.batches.answering import Stop, read_unit
+from omai_ray.batches.answering import read_unit
+from omai_ray.batches.watch import Stop
 from omai_ray.files import Contents
 from omai_ray.files.contents import Draft
 from omai_ray.files.names import file_id

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from omai_ray.batches.answering import Answered, Answers, LineRequest, Sleep, UnitWorker
+from omai_ray.batches.answering import Answered, Answers, LineRequest, UnitWorker
 from omai_ray.batches.batches import Batches
 from omai_ray.batches.driver import Driver, Executor, Rules
 from omai_ray.batches.queue import BatchQueue
+from omai_ray.batches.watch import Sleep
 from omai_ray.catalog import Catalog, ModelSpec
 from omai_ray.errors import ServerError
 from omai_ray.files import Contents, Files

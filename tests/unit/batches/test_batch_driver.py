@@ -381,8 +381,9 @@ async def test_drivers_do_what_comes_until_they_are_stopped(world: World) -> Non
         answered.set()
         await asyncio.Event().wait()
 
-    running = asyncio.create_task(world.driver(InTurn(world.worker(Echo(before=note)))).run())
     batch = await world.submit(LINES)
+    worker = world.worker(Echo(before=note), sleep=asyncio.sleep, watch_s=1e9)
+    running = asyncio.create_task(world.driver(InTurn(worker), sleep=asyncio.sleep).run())
     await answered.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
