@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "OMAI_DATABASE_URL": "database_url",
     "OMAI_PEPPER_FILE": "pepper_file",
     "OMAI_ADMIN_PASSWORD": "admin_password",
+    "OMAI_FILES_LOCATION": "files.location",
     "OMAI_LOG_LEVEL": "log_level",
     "OMAI_LOG_FILE": "log_file",
     "OMAI_REDIS_URL": "limiter.redis_url",

@@ -131,6 +131,14 @@ def test_completions_and_responses_are_openais(client: omai.OMAi) -> None:
         assert "response.created" == next(iter(stream)).type
 
 
+def test_files_are_openais_and_a_login_may_keep_them(user: omai.OMAi) -> None:
+    """By its session, as by a key."""
+    made = user.files.create(file=("input.jsonl", b"x" * 200_000), purpose="batch")
+    assert user.files.retrieve(made.id) == made
+    assert user.files.content(made.id).read() == b"x" * 200_000
+    assert user.files.delete(made.id).deleted
+
+
 def test_embeddings_travel_as_base64_and_arrive_as_numbers(client: omai.OMAi) -> None:
     """The same numbers as those that travel as text."""
     packed = client.embeddings.create(model=EMBEDDING, input=[FOX, "another"])

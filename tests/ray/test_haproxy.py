@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments.edge import AHEAD_BYTES
 from tests.ray.test_command import address, create_key, serving
 
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -70,6 +71,16 @@ def test_a_body_that_is_too_long_is_refused(behind_haproxy: tuple[httpx.Client, 
     response = client.post("/v1/chat/completions", content=b" " * 200_000)
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "payload_too_large"
+
+
+def test_an_upload_comes_through_paced(behind_haproxy: tuple[httpx.Client, Path]) -> None:
+    """Longer than other bodies, and than what the edge reads ahead."""
+    client, _ = behind_haproxy
+    content = bytes(range(256)) * (3 * AHEAD_BYTES // 256)
+    form, parts = {"purpose": "user_data"}, {"file": ("a", content)}
+    made = client.post("/v1/files", data=form, files=parts).json()
+    assert made["bytes"] == len(content)
+    assert client.get(f"/v1/files/{made['id']}/content").content == content
 
 
 def test_only_loopback_is_listened_on(behind_haproxy: tuple[httpx.Client, Path]) -> None:

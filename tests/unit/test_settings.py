@@ -163,6 +163,7 @@ def test_files_are_in_the_state_directory_unless_said_otherwise(tmp_path: Path) 
     assert str(Path.cwd() / "x") == load(tmp_path, "files: {location: x}").files_location
     uri = "s3://bucket/files?region=eu-west-1"
     assert uri == load(tmp_path, f"files: {{location: '{uri}'}}").files_location
+    assert uri == load(tmp_path, "files: {}", OMAI_FILES_LOCATION=uri).files_location
 
 
 def test_the_edge_knows_how_long_bodies_may_be(tmp_path: Path) -> None:
