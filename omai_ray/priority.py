@@ -32,6 +32,10 @@ class Turns:
         return "online"
 
 
+class GaveWay(Exception):
+    """A batch's step was left undone, because somebody online has come."""
+
+
 def step_bound(priority: Priority, step_tokens: int) -> int:
     """Return how many tokens a step may have, of the most that an engine runs in one go.
 

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.errors import ServerError
+from omai_ray.priority import PRIORITIES
 
 JOB = ChatJob("r", [1, 2], 4)
 FIRST, SECOND = [ChatDelta(0, "a", tokens=1)], [ChatDelta(0, "b", tokens=1)]
@@ -49,15 +50,17 @@ class Handle:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.called = 0
+        self.given: tuple[Any, ...] = ()
         self.embed = self
 
     def options(self, **_: Any) -> Handle:
         """Return itself."""
         return self
 
-    def remote(self, *_: Any) -> Answer:
+    def remote(self, *given: Any) -> Answer:
         """Return the next answer."""
         self.called += 1
+        self.given = given
         return self.answers[self.called - 1]
 
 
@@ -122,3 +125,13 @@ async def test_a_whole_answer_is_tried_at_another() -> None:
     with pytest.raises(ServerError, match="went away"):
         await HandleChatBackend(handle).answer(JOB, [choice])  # type: ignore[arg-type]
     assert handle.called == 2
+
+
+async def test_a_backend_for_batches_says_so_to_replicas() -> None:
+    """Of jobs and of inputs; the others are online."""
+    for priority in PRIORITIES:
+        handle = Handle(Answer(SECOND), Answer(np.ones((1, 2), np.float32)))
+        await HandleChatBackend(handle, priority).answer(JOB, [ChatDelta(0)])  # type: ignore[arg-type]
+        assert handle.given[0].priority == priority
+        await HandleEmbeddingBackend(handle, priority).embed([[1]], "account")  # type: ignore[arg-type]
+        assert handle.given[-1] == priority

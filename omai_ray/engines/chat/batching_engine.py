@@ -36,7 +36,7 @@ from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequ
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
-from omai_ray.priority import PRIORITIES, Priority
+from omai_ray.priority import PRIORITIES, GaveWay, Priority
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _SWITCH_S = 0.0005
@@ -53,6 +53,8 @@ class Runner(Protocol):
     vocab_size: int
     stop_token_ids: frozenset[int]
     step_tokens: int  # the most that a step computes, unless more sequences run
+    # Called between the layers of a step, by runners that can; what it raises ends the step.
+    between_layers: Callable[[], None] | None
 
     @property
     def places(self) -> Places:
@@ -85,6 +87,8 @@ class BatchingEngine:
         # What callers ask for, taken up by the thread between steps; the lock guards both.
         self._submitted: list[_Task] = []
         self._cancelled: list[_Task] = []
+        self._somebody_came = False  # online, since the thread last looked
+        self._gives_way = False
         self._tasks: dict[str, _Task] = {}
         self._draining = False
         self._running: dict[Sequence, _Task] = {}
@@ -170,6 +174,7 @@ class BatchingEngine:
             waiting += sum(other.request.priority == priority for other in self._submitted)
             check_room(waiting, self._spec.max_queued_requests, draining=self._draining)
             self._submitted.append(task)
+            self._somebody_came |= priority == "online"
             self._heartbeat.begin()
             self._tasks[task.request.request_id] = task
             self._lock.notify()
@@ -219,6 +224,7 @@ class BatchingEngine:
         self._grammars = Grammars(
             self._directory / "tokenizer.json", self.vocab_size, self.stop_token_ids
         )
+        self._runner.between_layers = self._give_way
         self._scheduler = Scheduler(
             self._runner.places, self._spec.max_running_requests, self._runner.step_tokens
         )
@@ -237,11 +243,19 @@ class BatchingEngine:
             ended = [(task, self._end(task, "error", type(error).__name__)) for task in running]
             self._scheduler.forget()
             return ended
+        self._gives_way = plan.gives_way
         try:
             return self._step(plan.pieces) if plan.pieces else []
+        except GaveWay:
+            return []
         except Exception:  # found out below whose fault it is
             _log.exception("a chat step failed")
+            self._gives_way = False
             return self._one_by_one(plan.pieces)
+
+    def _give_way(self) -> None:
+        if self._gives_way and self._somebody_came:
+            raise GaveWay
 
     def _take_up(self) -> bool:
         """Wait for work, and take up what callers asked for; False once drained."""
@@ -254,6 +268,7 @@ class BatchingEngine:
                 lambda: self._submitted or self._cancelled or self._running or self._draining
             )
             self._heartbeat.beat()
+            self._somebody_came = False
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
             for task in submitted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class LlamaCppRunner:
     """
 
     def __init__(self, spec: ModelSpec, directory: Path, context: int) -> None:
+        self.between_layers: Callable[[], None] | None = None  # llama.cpp runs a step in one go
         file = gguf_file(directory)
         device = choose_device(spec.num_gpus, spec.memory_share)
         lib.llama_backend_init()

@@ -83,12 +83,14 @@ class Piece:
 class Plan:
     """A step: copies first, in order, then pieces.
 
-    admitted: sequences that begin to run with it.
+    admitted: sequences that begin to run with it. gives_way: a batch's, begun while nobody was
+    online; it may be left undone, and planned again, when somebody comes.
     """
 
     copies: list[Copy] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
+    gives_way: bool = False
 
 
 class Scheduler:
@@ -148,8 +150,9 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Return the next step; empty where there is nothing to do."""
-        plan = Plan()
-        turn = self._next_turn()
+        online = bool(self._running("online") or self._queues["online"])
+        turn = self._next_turn(online=online)
+        plan = Plan(gives_way=not online)
         for sequence in self._running(turn):
             stored = sequence.stored  # None where it was preempted by one before it
             if stored is not None and len(sequence.tokens) > stored.extent.size:
@@ -191,9 +194,8 @@ class Scheduler:
     def _running(self, priority: Priority) -> list[Sequence]:
         return [sequence for sequence in self.running if sequence.request.priority == priority]
 
-    def _next_turn(self) -> Priority:
+    def _next_turn(self, *, online: bool) -> Priority:
         waiting = self._queues
-        online = bool(self._running("online") or waiting["online"])
         batch = bool(self._running("batch") or (waiting["batch"] and not waiting["online"]))
         return self._turns.next(online=online, batch=batch)
 

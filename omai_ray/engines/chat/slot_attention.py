@@ -63,6 +63,7 @@ class Step:
 
     half: attend by products in bfloat16, faster on a CPU that multiplies it. kernels: those of the
     device, for single tokens, where it has them; singles need them. packed: chunks of a GPU.
+    between_layers: called in every layer; what it raises ends the step.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Step:
         kernels: Kernels | None = None,
         singles: Singles | None = None,
         packed: Chunks | None = None,
+        between_layers: Callable[[], None] | None = None,
     ) -> None:
         self.chunks = chunks
         self.neighbours = neighbours
@@ -81,6 +83,7 @@ class Step:
         self.kernels = kernels
         self.singles = singles
         self.packed = packed
+        self.between_layers = between_layers
         self._kept: dict[Hashable, Any] = {}  # what all layers ask for
 
     def extents(self, group: Neighbours, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -239,6 +242,8 @@ def slot_attention(
         raise CannotServeError(
             f"its attention uses {', '.join(unsupported) or 'a mask of its own'}"
         )
+    if step.between_layers is not None:
+        step.between_layers()
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     keys, values = memory.layer(layer, k, v)
     scale = q.shape[2] ** -0.5 if scaling is None else scaling

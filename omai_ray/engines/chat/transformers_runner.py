@@ -6,7 +6,7 @@ import inspect
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class TransformersRunner:
     """
 
     def __init__(self, spec: ModelSpec, directory: Path, context: int) -> None:
+        # On a GPU it would be of no use: layers are only asked for when it is called.
+        self.between_layers: Callable[[], None] | None = None
         self._device = choose_device(spec.num_gpus, spec.memory_share)
         dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -128,7 +130,12 @@ class TransformersRunner:
 
     def _step(self, pieces: Sequence[Piece]) -> Step:
         if not self._packs:
-            return Step(*_layout(pieces), half=self._half, kernels=self._kernels)
+            return Step(
+                *_layout(pieces),
+                half=self._half,
+                kernels=self._kernels,
+                between_layers=self.between_layers,
+            )
         spans = [(piece.stored.extent.start, piece.start, piece.count) for piece in pieces]
         singles, packed = layout(spans, self._device)
         return Step(kernels=self._kernels, singles=singles, packed=packed)

@@ -47,6 +47,8 @@ def packed_attention(
     unsupported = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if packing is None or attention_mask is not None or unsupported:
         raise CannotPackError(f"its attention uses {', '.join(unsupported) or 'a mask of its own'}")
+    if packing.between_layers is not None:
+        packing.between_layers()
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", False))
     if has_flash(query):

@@ -29,7 +29,7 @@ from omai_ray.engines.embedding.engine import TokenEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import OMAiError, Overloaded, ServerError
-from omai_ray.priority import PRIORITIES, Priority, Turns, step_bound
+from omai_ray.priority import PRIORITIES, GaveWay, Priority, Turns, step_bound
 
 _log = logging.getLogger(__name__)
 _MOST_WAITS = 10_000
@@ -82,11 +82,13 @@ class EmbeddingBatcher:
         self._waiting: dict[Priority, deque[_Request]] = {name: deque() for name in PRIORITIES}
         self._turns = Turns()
         self._step: list[_Share] = []
+        self._gives_way = False
         self._wedged = False
         self._changed = threading.Condition()
         self._heartbeat = Heartbeat(step_timeout_s)
         self._steps = self._running = 0
         self._waits: deque[float] = deque(maxlen=_MOST_WAITS)
+        engine.between_layers = self._give_way
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -162,8 +164,11 @@ class EmbeddingBatcher:
                 self._step = self._next_step()
                 self._running = len({id(request) for request, _ in self._step})
                 self._steps += bool(self._step)
-            if self._step:
-                self._embed(self._step)
+            try:
+                if self._step:
+                    self._embed(self._step)
+            except GaveWay:
+                self._put_back(self._step)
             with self._changed:
                 self._running = 0
 
@@ -180,7 +185,24 @@ class EmbeddingBatcher:
         turn = self._turns.next(
             online=bool(self._waiting["online"]), batch=bool(self._waiting["batch"])
         )
+        self._gives_way = turn == "batch" and not self._waiting["online"]
         return self._share_out(turn)
+
+    def _give_way(self) -> None:
+        if self._gives_way and self._waiting["online"]:
+            raise GaveWay
+
+    def _put_back(self, step: list[_Share]) -> None:
+        """Let a batch's inputs wait again that were taken and not embedded."""
+        first: dict[int, tuple[_Request, int]] = {}
+        for request, index in step:
+            first.setdefault(id(request), (request, index))
+        with self._changed:
+            waiting = self._waiting["batch"]
+            for request, index in reversed(first.values()):
+                if request.taken == len(request.inputs):  # else it waits still
+                    waiting.appendleft(request)
+                request.taken = index
 
     def _share_out(self, turn: Priority) -> list[_Share]:
         """Take turns among the accounts: an equal share of the step's tokens each, or one input.
@@ -231,6 +253,8 @@ class EmbeddingBatcher:
         self._heartbeat.beat()
         try:
             vectors = self._engine.embed_arrays([request.inputs[index] for request, index in step])
+        except GaveWay:
+            raise
         except Exception as error:  # handed to the caller it belongs to
             self._embed_failed(step, error)
             return
@@ -241,6 +265,7 @@ class EmbeddingBatcher:
                 request.future.set_result(request.vectors)
 
     def _embed_failed(self, step: list[_Share], error: Exception) -> None:
+        self._gives_way = False  # of a step that is halved, a part may be done
         if len(step) > 1:
             middle = len(step) // 2
             self._embed(step[:middle])

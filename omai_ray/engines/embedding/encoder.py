@@ -85,9 +85,14 @@ class Encoder:
         self.probe = self._probe_inputs(min(context, self._probe_length(text_config)))
         self.packs = self._can_pack()
 
-    def __call__(self, inputs: Sequence[Ids]) -> Tensor:
-        """Return the last hidden state of every token, [T, D], sequences end to end."""
-        return self._packed(inputs) if self.packs else self._padded(inputs)
+    def __call__(
+        self, inputs: Sequence[Ids], between_layers: Callable[[], None] | None = None
+    ) -> Tensor:
+        """Return the last hidden state of every token, [T, D], sequences end to end.
+
+        between_layers: called in every layer of a model that is packed.
+        """
+        return self._packed(inputs, between_layers) if self.packs else self._padded(inputs)
 
     def prepare(self) -> None:
         """Make layers faster, their values the same; once, before first use.
@@ -108,12 +113,17 @@ class Encoder:
         self._attends_half = has_bfloat16()
 
     @torch.inference_mode()
-    def _packed(self, inputs: Sequence[Ids]) -> Tensor:
+    def _packed(self, inputs: Sequence[Ids], between_layers: Callable[[], None] | None) -> Tensor:
         tokens = sum(map(len, inputs))
         pad = np.array([self.pad_id])
         inputs = [*inputs, *[pad] * (_rounded(tokens, self._device) - tokens)]
         ids = to_device([np.concatenate(inputs)], self._device)[0][None]
-        packing = Packing(lengths_of(inputs), self._device, half=self._attends_half)
+        packing = Packing(
+            lengths_of(inputs),
+            self._device,
+            half=self._attends_half,
+            between_layers=between_layers,
+        )
         options: dict[str, Any] = dict(self._options)
         if self._segments is not None:
             types = np.concatenate([self._segments(sequence) for sequence in inputs])

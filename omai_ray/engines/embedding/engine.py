@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class TokenEngine(ABC):
 
     context: most tokens an input may have. step_tokens: how many are well run in one go.
     vocab_size: ids are below it. dimension: D of the rows. tokens, computed_tokens: what was run
-    since the start, without and with padding.
+    since the start, without and with padding. between_layers: called between the layers of an
+    embedding model that runs without padding on a CPU; what it raises ends `embed_arrays`.
     """
 
     vocab_size: int
@@ -70,6 +71,7 @@ class TokenEngine(ABC):
             keep_freed_memory()
         self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
         self.tokens = self.computed_tokens = 0
+        self.between_layers: Callable[[], None] | None = None
 
     def embed_ids(self, inputs: Sequence[Sequence[int]]) -> Vectors:
         """Return float32 [N, D], rows in the order of the inputs; errors as in `check`."""
@@ -193,7 +195,9 @@ class EmbeddingEngine(TokenEngine):
 
     @torch.inference_mode()
     def _forward(self, inputs: list[Ids], lengths: npt.NDArray[np.int64]) -> Tensor:
-        hidden = self._encoder(inputs)
+        # A GPU is only asked for its layers meanwhile.
+        between_layers = self.between_layers if self._device.type == "cpu" else None
+        hidden = self._encoder(inputs, between_layers)
         (counts,) = to_device([lengths], self._device)
         placed = self._head.uses_places
         places = Packing(lengths, self._device).positions if placed else counts

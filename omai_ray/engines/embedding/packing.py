@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,15 +64,22 @@ class Packing:
     """Where sequences lie in a row of tokens. Those of equal length are best adjacent.
 
     lengths: int64 [N], tokens of each sequence, none of them 0. T is their sum.
-    half: attend in bfloat16 on a CPU, whatever the states come in.
+    half: attend in bfloat16 on a CPU, whatever the states come in. between_layers: called in every
+    layer; what it raises ends the forward.
     """
 
     def __init__(
-        self, lengths: npt.NDArray[np.int64], device: torch.device, *, half: bool = False
+        self,
+        lengths: npt.NDArray[np.int64],
+        device: torch.device,
+        *,
+        half: bool = False,
+        between_layers: Callable[[], None] | None = None,
     ) -> None:
         self.lengths = lengths
         self.longest = int(lengths.max())
         self.half = half
+        self.between_layers = between_layers
         self.ends = np.cumsum(lengths)
         self.starts = self.ends - lengths
         self.device = device

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import threading
 import time
@@ -116,6 +117,42 @@ async def test_a_failing_step_fails_only_whom_it_concerns(
     assert tokens(good) == expected
     assert bad[-1] == StepOutput([], "error", error="ValueError")
     engine.check_health()
+
+
+async def test_a_step_of_a_batch_is_left_undone_when_somebody_online_comes(
+    engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two layers, and the online request is next; the batch goes on, token for token."""
+    batch = GenerationRequest("a", [5, 6], 12, GREEDY, account="a", priority="batch")
+    expected = tokens(await collect(engine, batch))
+    reached, may_go_on = threading.Event(), threading.Event()
+    begun: list[str] = []
+    ended: list[str] = []
+    run = engine._runner.run
+
+    def held() -> None:
+        reached.set()
+        may_go_on.wait()
+        engine._give_way()
+
+    def noted(pieces: list[Piece]) -> torch.Tensor:
+        name = pieces[0].sequence.request.request_id
+        begun.append(name)
+        logits = run(pieces)
+        ended.append(name)
+        return logits
+
+    monkeypatch.setattr(engine._runner, "between_layers", held)
+    monkeypatch.setattr(engine._runner, "run", noted)
+    again = asyncio.create_task(collect(engine, dataclasses.replace(batch, request_id="b")))
+    await asyncio.to_thread(reached.wait)
+    online = asyncio.create_task(collect(engine, GenerationRequest("c", [7], 3, GREEDY)))
+    await asyncio.sleep(0)
+    may_go_on.set()
+    assert len(tokens(await online)) >= 1
+    assert tokens(await again) == expected
+    assert (["b", "c"], "c") == (begun[:2], ended[0])
+    assert len(begun) == len(ended) + 1
 
 
 async def test_an_engine_that_ends_tells_those_who_wait(

@@ -227,7 +227,9 @@ def test_a_batch_pauses_for_who_is_online_and_goes_on_where_it_was() -> None:
     for _ in range(6):
         step(scheduler)
     scheduler.add(sequence([9] * 30, new=60))
-    turns = [priorities(step(scheduler)) for _ in range(63)]
+    plans = [step(scheduler) for _ in range(63)]
+    assert not any(plan.gives_way for plan in plans), "else it would never get its turn"
+    turns = list(map(priorities, plans))
     assert [19, 39, 59] == [at for at, turn in enumerate(turns) if turn == {"batch"}]
     assert turns.count({"online"}) == 60
     while list(scheduler.sequences()):
@@ -243,6 +245,7 @@ def test_steps_of_a_batch_are_short() -> None:
         scheduler.add(sequence([at] * 300, new=4, priority="batch"))
     while list(scheduler.sequences()):
         plan = step(scheduler)
+        assert plan.gives_way
         assert sum(piece.count for piece in plan.pieces) <= 512 // 8
     long = sequence([99] * 1000)
     scheduler.add(long)

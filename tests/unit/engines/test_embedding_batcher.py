@@ -302,3 +302,33 @@ async def test_a_batch_does_not_fill_the_queue_of_who_is_online(engine: Held) ->
     engine.allowed.set()
     await asyncio.gather(held, online, batch)
     assert 2 == len(batcher.take_waits())
+
+
+async def test_a_step_of_a_batch_is_left_undone_when_somebody_online_comes(
+    engine: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two layers; all its inputs are embedded later, in their order."""
+    engine.allowed.set()
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def held() -> None:
+        reached.set()
+        may_go_on.wait()
+        batcher._give_way()
+
+    monkeypatch.setattr(engine, "between_layers", held)
+    inputs = [[5 + at % 200] * 32 for at in range(STEP_TOKENS // 32 // 8 + 3)]
+    small = asyncio.create_task(batcher.embed([[6]], "b", "batch"))
+    batch = asyncio.create_task(batcher.embed(inputs, "a", "batch"))
+    await asyncio.to_thread(reached.wait)
+    (online,) = await queued(batcher, [[8]])
+    may_go_on.set()
+    vectors = await asyncio.gather(small, batch, online)
+    (undone, next_one, *rest) = engine.batches
+    assert [[8]] == next_one
+    embedded = [ids for step in rest for ids in step]
+    assert sorted([[6], *inputs]) == sorted(embedded)
+    assert undone[0] in embedded
+    for given, found in zip([[[6]], inputs, [[8]]], vectors, strict=True):
+        np.testing.assert_allclose(engine.embed_ids(given), found, atol=1e-5)
