@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -13,12 +11,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
+from deployments.batches import start_driver
 from deployments.limiter import open_limiter
 from deployments.metrics import export, sample_ingress
 from deployments.names import deployment_name
+from deployments.serving import serve_models
 from omai_ray.api.app import Services, create_app
-from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels, ServedRerank
-from omai_ray.catalog import locate
+from omai_ray.api.backends import ServedModels
+from omai_ray.batches.batches import Batches
 from omai_ray.files import Contents, Files, sweep
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
@@ -29,8 +29,6 @@ from omai_ray.quota.gate import Gate
 from omai_ray.settings import Settings
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.telemetry.recorder import Recorder
-from omai_ray.text.chat_template import ChatTokenizer
-from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
 
 LEDGER_CLOSE_S = 2.0
 CATALOG = {"models", "aliases"}  # the settings that a running replica takes anew
@@ -74,6 +72,7 @@ class Ingress:
                 await asyncio.to_thread(exporter.close)
 
         self._models = await self._serve(settings)
+        self._batches = start_driver(settings, serve.get_replica_context().app_name)
         services = Services(
             models=self._models,
             gate=Gate(
@@ -87,6 +86,7 @@ class Ingress:
             tiers=settings.tiers,
             sessions=settings.sessions,
             files=files,
+            batches=Batches(registry.store, files),
             file_limits=settings.files,
             ingress=settings.ingress,
             trusted_proxies=settings.trusted_proxies,
@@ -102,6 +102,7 @@ class Ingress:
         if settings != self._settings:
             self._models.become(await self._serve(settings))
             self._settings = settings
+            self._batches.configure.remote(settings)
             _log.info("serving %s", ", ".join(settings.catalog.models))
 
     async def _serve(self, settings: Settings) -> ServedModels:
@@ -119,25 +120,3 @@ class Ingress:
             app = serve.get_replica_context().app_name
             self._handles[model] = serve.get_deployment_handle(deployment_name(model), app)
         return self._handles[model]
-
-
-def serve_models(settings: Settings, backends: Mapping[str, Any]) -> ServedModels:
-    """Return the catalog's models with their tokenizers and backends. Blocking: reads files."""
-    catalog = settings.catalog
-    chats: dict[str, ServedChat] = {}
-    embeddings: dict[str, ServedEmbedding] = {}
-    reranks: dict[str, ServedRerank] = {}
-    for spec in settings.models:
-        name, backend = spec.name, backends[spec.name]
-        files = locate(spec, weights=False)
-        created = int((files / "config.json").stat().st_mtime)
-        if spec.task == "chat":
-            chats[name] = ServedChat(spec, ChatTokenizer(files, spec.context), backend, created)
-        elif spec.task == "rerank":
-            reranks[name] = ServedRerank(spec, PairTokenizer(files, spec.context), backend, created)
-        else:
-            tokenizer = EmbeddingTokenizer(files, spec.context, spec.prompt)
-            embeddings[name] = ServedEmbedding(spec, tokenizer, backend, created)
-    for name, base in catalog.bases.items():
-        chats[name] = replace(chats[base], spec=catalog.models[name], adapter=name)
-    return ServedModels(catalog, chats, embeddings, reranks)

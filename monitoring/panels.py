@@ -49,6 +49,13 @@ def _sum(expression: str, *by: str) -> Query:
     return Query(f"sum{grouped} ({expression})", " ".join(f"{{{{{label}}}}}" for label in by))
 
 
+def _most(metric: Metric, *by: str) -> Query:
+    """Return a gauge that whoever reports it has in full."""
+    grouped = f" by ({', '.join(by)})" if by else ""
+    legend = " ".join(f"{{{{{label}}}}}" for label in by)
+    return Query(f"max{grouped} ({metric.series})", legend)
+
+
 def _quantiles(title: str, metric: Metric, by: str) -> Panel:
     rate = f"sum by (le, {by}) (rate({metric.series}[$__rate_interval]))"
     shown = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
@@ -196,6 +203,11 @@ BULK = Dashboard(
             Query(f"max by ({MODEL}) ({metrics.BULK_ETA.series})", f"{{{{{MODEL}}}}}"),
         ),
         _share("Dead letters", metrics.BULK_DEAD_LETTERS, metrics.BULK_ROWS, MODEL),
+        _one("Batches", "short", _most(metrics.BATCHES, metrics.BATCH_STATUS)),
+        _one(
+            "Requests of batches a second", "reqps", _rate(metrics.BATCH_REQUESTS, metrics.RESULT)
+        ),
+        _one("Tokens that batches have enqueued", "short", _most(metrics.BATCH_TOKENS)),
     ),
 )
 COST = Dashboard(

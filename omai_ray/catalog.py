@@ -65,15 +65,26 @@ class Replicas(BaseModel):
 
 
 class Price(BaseModel):
-    """What a million tokens cost, in whatever currency; cached input as other input by default."""
+    """What a million tokens cost, in whatever currency; cached input as other input by default.
+
+    batch: what part of that they cost in a batch.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: Annotated[float, Field(ge=0, le=1e6)]
     output: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     cached_input: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    batch: Annotated[float, Field(ge=0, le=1)] = 0.5
 
-    def of(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> float:
+    def of(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int,
+        *,
+        in_batch: bool = False,
+    ) -> float:
         """Return what a request costs; cached tokens are some of the prompt's."""
         cached = self.input if self.cached_input is None else self.cached_input
         millionths = (
@@ -81,7 +92,7 @@ class Price(BaseModel):
             + cached_tokens * cached
             + completion_tokens * self.output
         )
-        return millionths / 1e6
+        return millionths / 1e6 * (self.batch if in_batch else 1.0)
 
 
 class ModelSpec(BaseModel):

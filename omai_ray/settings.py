@@ -41,6 +41,7 @@ ENVIRONMENT = {
 }
 CONFIG_VARIABLE = "OMAI_CONFIG"
 EDGE_VARIABLE = "OMAI_EDGE"
+DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 FORM_BYTES = 64 * 1024
 """What an upload's form may have besides the file."""
 
@@ -49,12 +50,14 @@ _REMEDIES = {
     "extra_forbidden": "; no such key: correct its name or remove it",
     "missing": "; add it",
 }
+BatchBackend = Literal["shared", "own"]
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(str.lower)]
 
 
 class Tier(BaseModel):
     """What an account may use in a minute, and how many requests at once; None is unlimited.
 
+    batch_enqueued_tokens: of all its batches that have not ended, estimated from their inputs.
     storage_bytes: of files, in all.
     """
 
@@ -63,12 +66,19 @@ class Tier(BaseModel):
     requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None
     concurrent_requests: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    batch_enqueued_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
     storage_bytes: Annotated[int, Field(ge=1, le=10**18)] | None = 10 * 1024**3
 
 
 DEFAULT_TIERS = {
-    "basic": Tier(requests_per_minute=60, tokens_per_minute=40_000),
-    "pro": Tier(requests_per_minute=3_000, tokens_per_minute=2_000_000),
+    "basic": Tier(
+        requests_per_minute=60, tokens_per_minute=40_000, batch_enqueued_tokens=2_000_000
+    ),
+    "pro": Tier(
+        requests_per_minute=3_000,
+        tokens_per_minute=2_000_000,
+        batch_enqueued_tokens=200_000_000,
+    ),
     "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None, storage_bytes=None),
 }
 
@@ -117,6 +127,28 @@ class LimiterSettings(BaseModel):
         if self.backend == "redis" and self.shards != 1:
             raise ValueError("shards are of backend actor")
         return self
+
+
+class BatchSettings(BaseModel):
+    """How batches are answered.
+
+    backend: `shared`, by the replicas that serve, behind whoever waits online; `own`, by engines
+    of the batch's own, on what the cluster has free. backends: the same for single models.
+    workers: how many processes a batch is divided among. max_in_flight: requests that each of them
+    has under way. max_running: batches that are answered at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: BatchBackend = "shared"
+    backends: dict[str, BatchBackend] = Field(default_factory=dict)
+    workers: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 64
+    max_running: Annotated[int, Field(ge=1, le=1000)] = 4
+
+    def backend_of(self, model: str) -> BatchBackend:
+        """Return what answers a model's batches."""
+        return self.backends.get(model, self.backend)
 
 
 class SessionSettings(BaseModel):
@@ -209,6 +241,7 @@ class Settings(BaseModel):
     ingress: IngressSettings = IngressSettings()
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
+    batches: BatchSettings = BatchSettings()
     files: FileSettings = FileSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(
@@ -308,6 +341,18 @@ def edge_settings(environment: Mapping[str, str] | None = None) -> EdgeSettings:
     if EDGE_VARIABLE in environment:
         return EdgeSettings.model_validate_json(environment[EDGE_VARIABLE])
     return EdgeSettings.of(load_settings(environment=environment))
+
+
+def server_access(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Return the address and the API key with which commands ask a server, as the SDKs do.
+
+    Raises ConfigError where there is no key.
+    """
+    environment = os.environ if environment is None else environment
+    key = environment.get("OMAI_API_KEY", "").strip()
+    if not key:
+        raise ConfigError("OMAI_API_KEY: not set; set it to a key of the account's own")
+    return environment.get("OMAI_BASE_URL") or DEFAULT_BASE_URL, key
 
 
 def _put(values: dict[str, Any], key: str, value: str) -> None:

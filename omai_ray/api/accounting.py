@@ -124,6 +124,10 @@ class Meter:
         await asyncio.shield(self._closing)
 
     async def _close(self, status: int) -> None:
+        if self._context.batch_id is not None and status != 200:
+            # It may be tried again, and whatever counts, counts once: what fails costs nothing.
+            await self._permit.settle(0)
+            return
         self._context.facts |= {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -135,15 +139,17 @@ class Meter:
         measures.ended(record, self._principal.tier, self._reserved_tokens)
         try:
             await self._accountant.ledger.record(record)
+            self._context.usage = record
         finally:
             self._permit.recorded()
             await self._permit.settle(used)
 
     def _record(self, status: int) -> UsageRecord:
         price, first_s = self._spec.price, self._first_token_s
+        batch_id = self._context.batch_id
         counts = (self.prompt_tokens, self.completion_tokens, self.cached_tokens)
         return UsageRecord(
-            request_id=self._context.usage_id,
+            request_id=self._context.recorded_as or self._context.usage_id,
             account_id=self._principal.account_id,
             key_id=self._principal.key_id,
             model=self._spec.name,
@@ -156,7 +162,8 @@ class Meter:
             duration_ms=round((perf_counter() - self._started_s) * 1000),
             first_token_ms=None if first_s is None else round((first_s - self._started_s) * 1000),
             finish_reason=self.finish_reason,
-            cost=None if price is None else price.of(*counts),
+            cost=None if price is None else price.of(*counts, in_batch=batch_id is not None),
+            batch_id=batch_id,
         )
 
 

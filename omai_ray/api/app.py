@@ -32,13 +32,11 @@ from omai_ray.api.accounting import Accountant
 from omai_ray.api.administration import AdminRoutes, add_admin_routes
 from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
-from omai_ray.api.chat import ChatEndpoint
-from omai_ray.api.completions import CompletionsEndpoint
+from omai_ray.api.batches import BatchRoutes, add_batch_routes
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
-from omai_ray.api.embeddings import EmbeddingsEndpoint
+from omai_ray.api.endpoints import endpoints_of
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
 from omai_ray.api.files import FileRoutes, add_file_routes
-from omai_ray.api.generation import TextService
 from omai_ray.api.health import HealthRoutes
 from omai_ray.api.measures import Measures
 from omai_ray.api.methods import MethodsMiddleware, allowed_methods
@@ -47,7 +45,6 @@ from omai_ray.api.pacing import PacingMiddleware
 from omai_ray.api.relevance import RelevanceRoutes
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.request_limits import RequestLimits, RequestLimitsMiddleware
-from omai_ray.api.responses import ResponsesEndpoint
 from omai_ray.api.schemas.chat import ChatRequest, ChatResponse
 from omai_ray.api.schemas.common import (
     Credentials,
@@ -72,6 +69,7 @@ from omai_ray.api.schemas.tokens import (
     TokenizeResponse,
 )
 from omai_ray.api.tokens import TokenRoutes
+from omai_ray.batches.batches import Batches
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, OMAiError, PermissionDenied
 from omai_ray.files import Files
 from omai_ray.identity.administration import Administration
@@ -109,6 +107,7 @@ class Services:
     tiers: Mapping[str, Tier]
     sessions: SessionSettings
     files: Files
+    batches: Batches
     file_limits: FileSettings
     ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
@@ -139,6 +138,7 @@ def create_app(services: Services) -> ASGIApp:
     app.router.route_class = _Route
     _add_error_handlers(app)
     _add_inference(app, services)
+    add_batch_routes(app, BatchRoutes(services.batches))
     add_file_routes(app, FileRoutes(services.files, services.tiers, services.file_limits))
     _add_accounts(app, services)
     _add_operations(app, services)
@@ -201,16 +201,16 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _add_inference(app: FastAPI, services: Services) -> None:
     models = services.models
     accountant = Accountant(services.gate, services.ledger, Measures(services.recorder))
-    text = TextService(accountant, services.ingress.keep_alive_s)
+    endpoints = endpoints_of(models, accountant, services.ingress.keep_alive_s)
     relevance, tokens = RelevanceRoutes(models, accountant), TokenRoutes(models, accountant)
     add = partial(openapi.add_inference, app)
-    add("/v1/chat/completions", ChatEndpoint(models, text).create, ChatRequest, ChatResponse,
+    add("/v1/chat/completions", endpoints["/v1/chat/completions"], ChatRequest, ChatResponse,
         "Create a chat completion", "Chat", stream=True)  # fmt: skip
-    add("/v1/responses", ResponsesEndpoint(models, text).create, ResponseRequest, ResponseObject,
+    add("/v1/responses", endpoints["/v1/responses"], ResponseRequest, ResponseObject,
         "Create a response", "Chat", stream=True)  # fmt: skip
-    add("/v1/completions", CompletionsEndpoint(models, text).create, CompletionRequest,
+    add("/v1/completions", endpoints["/v1/completions"], CompletionRequest,
         CompletionResponse, "Continue a text", "Chat", stream=True)  # fmt: skip
-    add("/v1/embeddings", EmbeddingsEndpoint(models, accountant).create, EmbeddingRequest,
+    add("/v1/embeddings", endpoints["/v1/embeddings"], EmbeddingRequest,
         EmbeddingResponse, "Create embeddings", "Embeddings")  # fmt: skip
     add("/v1/rerank", relevance.rerank, RerankRequest, RerankResponse,
         "Rank documents by a query", "Embeddings")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from omai_ray.ledger.ledger import UsageRecord
 from omai_ray.telemetry import metrics
 from omai_ray.telemetry.logs import FIELDS, request_id_var
 from omai_ray.telemetry.recorder import Recorder
@@ -28,7 +29,9 @@ class RequestContext:
 
     request_id: the client's own where it sent a safe one, so it may repeat; usage_id never does,
     and is what quota and ledger go by. headers: for the response, whatever it becomes. facts: for
-    the log line (model, tokens).
+    the log line (model, tokens). batch_id: of the batch whose line it is, if it is one;
+    recorded_as: what its record is called then, however often it is tried. usage: what it used,
+    once that is recorded.
     """
 
     request_id: str
@@ -36,6 +39,9 @@ class RequestContext:
     usage_id: str = field(default_factory=lambda: f"use_{uuid.uuid4().hex}")
     headers: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    batch_id: str | None = None
+    recorded_as: str | None = None
+    usage: UsageRecord | None = None
 
 
 def context_of(scope: Scope) -> RequestContext:

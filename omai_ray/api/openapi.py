@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from omai_ray.api.schemas import (
     administration,
+    batches,
     chat,
     common,
     completions,
@@ -35,6 +36,9 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     completions.CompletionResponse,
     embeddings.EmbeddingRequest,
     embeddings.EmbeddingResponse,
+    batches.BatchList,
+    batches.BatchObject,
+    batches.CreateBatch,
     files.CreateFile,
     files.FileDeleted,
     files.FileList,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from omai_ray.cli import (
     accounts,
+    batch,
     check,
     corpus,
     database,
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         check,
         embed,
         corpus,
+        batch,
         keys,
         accounts,
         users,

@@ -159,6 +159,10 @@ class Files:
         one = and_(files.c.id == file, files.c.in_use > 0)
         await connection.execute(update(files).where(one).values(in_use=files.c.in_use - 1))
 
+    async def add(self, connection: AsyncConnection, file: File) -> None:
+        """Make a file of content that is complete and durable, in the caller's transaction."""
+        await connection.execute(insert(files).values(**file.row()))
+
     async def stored_bytes(self, account_id: str) -> int:
         """Return how much an account keeps."""
         async with self._store.reading() as connection:
@@ -219,7 +223,7 @@ class Files:
                 await connection.execute(owner.with_for_update())
                 stored = await _stored_bytes(connection, file.account_id)
                 _require_room(stored + file.bytes, quota_bytes)
-            await connection.execute(insert(files).values(**file.row()))
+            await self.add(connection, file)
 
     async def _known(self, ids: Sequence[str]) -> set[str]:
         async with self._store.reading() as connection:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from omai_ray.errors import ConfigError, OMAiError, PermissionDenied
+from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.identity.actor import Actor
 from omai_ray.identity.credentials import (
     MISSING,
@@ -22,13 +22,13 @@ from omai_ray.identity.directory import Directory, UserEntry
 from omai_ray.identity.keys import ParsedKey, compute_mac, matches, parse
 from omai_ray.identity.lookups import Lookups
 from omai_ray.identity.password_login import PasswordLogin
-from omai_ray.identity.principal import Principal
+from omai_ray.identity.principal import Principal, require_active
 from omai_ray.identity.registry import Registry
 from omai_ray.identity.sessions import Sessions, hashed
 from omai_ray.identity.throttle import SharedFailures
 from omai_ray.identity.touches import Touches
 from omai_ray.settings import SessionSettings
-from omai_ray.store import Account, ApiKey
+from omai_ray.store import ApiKey
 from omai_ray.store.tables import api_keys
 from omai_ray.store.tables import sessions as session_table
 
@@ -165,7 +165,7 @@ class Authenticator:
         entry = await self._session_entries.get(hashed(value))
         if entry is None or not self.sessions.is_live(entry.session):
             return None
-        _require_active(entry.account)
+        require_active(entry.account)
         self._session_touches.touch(entry.session.id, entry.session.last_seen)
         return Principal.of_user(entry.account, entry.user, entry.session)
 
@@ -186,7 +186,7 @@ class Authenticator:
             raise unauthorized(f"The API key '{key.name}' has been revoked.")
         if key.expires is not None and self._clock() >= key.expires:
             raise unauthorized(f"The API key '{key.name}' has expired.")
-        _require_active(entry.account)
+        require_active(entry.account)
         self._key_touches.touch(key.id, key.last_used)
         return entry.principal
 
@@ -212,15 +212,10 @@ class Authenticator:
 
     async def _by_password(self, basic: Basic, source: str) -> UserEntry:
         entry = await self._login.verify(basic, source)
-        _require_active(entry.account)
+        require_active(entry.account)
         return entry
 
 
 def _user_agent(headers: Headers) -> str | None:
     values = [value for name, value in headers if name == b"user-agent"]
     return values[0].decode("latin-1") if values else None
-
-
-def _require_active(account: Account) -> None:
-    if account.status != "active":
-        raise PermissionDenied(f"The account '{account.name}' is suspended.")

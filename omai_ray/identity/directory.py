@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Label, Table, select, update
 
-from omai_ray.identity.principal import Principal
+from omai_ray.identity.principal import Principal, require_active
 from omai_ray.store import Account, ApiKey, Session, Store, User, is_storable
 from omai_ray.store.tables import accounts, api_keys, sessions, users
 
@@ -59,6 +59,19 @@ class Directory:
             return None
         key, account = ApiKey.from_row(row, "api_keys_"), Account.from_row(row, "accounts_")
         return KeyEntry(key, account, Principal.of_key(account, key))
+
+    async def owner(self, account_id: str, key_id: str | None) -> Principal:
+        """Return for whom work is done that an account, with a key or without, has asked for.
+
+        The key's limits of a minute are left out. Raises PermissionDenied where the account is
+        suspended.
+        """
+        async with self._store.reading() as connection:
+            found = await connection.execute(select(accounts).where(accounts.c.id == account_id))
+            account = Account.from_row(found.mappings().one())
+        require_active(account)
+        entry = await self.key(key_id) if key_id is not None else None
+        return Principal.of_owner(account, entry.key if entry is not None else None)
 
     async def user(self, name: str) -> UserEntry | None:
         """Return the user of that name."""

@@ -49,6 +49,19 @@ class Principal:
         )
 
     @classmethod
+    def of_owner(cls, account: Account, key: ApiKey | None) -> Principal:
+        """Return who owns work that is done later: no minute's limit holds for it."""
+        lists = [of.models for of in (account, key) if of is not None and of.models is not None]
+        return cls(
+            account.id,
+            account.name,
+            account.tier,
+            monthly_tokens=account.monthly_tokens,
+            models=tuple(map(frozenset, lists)),
+            key_id=key.id if key is not None else None,
+        )
+
+    @classmethod
     def of_user(cls, account: Account, user: User, session: Session | None = None) -> Principal:
         """Return the principal of a user, with the session they use if any."""
         return cls(
@@ -79,3 +92,9 @@ class Principal:
                 param="model",
                 code="model_not_allowed",
             )
+
+
+def require_active(account: Account) -> None:
+    """Raise PermissionDenied for an account that is suspended."""
+    if account.status != "active":
+        raise PermissionDenied(f"The account '{account.name}' is suspended.")

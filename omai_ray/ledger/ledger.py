@@ -41,7 +41,8 @@ class UsageRecord:
     request_id: made by the server and unique: a second record under it counts as the first one
     again. A client's own x-request-id must not be used, it could repeat one to be counted once.
     started_at: seconds since the epoch. status: the HTTP status. first_token_ms: from admission to
-    the first token. cost: by the model's prices at the time, None where it has none.
+    the first token. cost: by the model's prices at the time, None where it has none. batch_id: of
+    the batch whose line it was, if it was one.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class UsageRecord:
     first_token_ms: int | None = None
     finish_reason: str | None = None
     cost: float | None = None
+    batch_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

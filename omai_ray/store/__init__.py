@@ -1,4 +1,4 @@
-"""Accounts, users, keys, sessions, usage, files in SQL: SQLite on one node, PostgreSQL on many."""
+"""Accounts, users, keys, sessions, files, batches and usage in SQL: SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from omai_ray.store.records import (
     AccountStatus,
     ApiKey,
     AuditEntry,
+    Batch,
+    BatchOutcome,
+    BatchStatus,
+    BatchUnit,
     File,
     Outcome,
     Purpose,
@@ -21,6 +25,10 @@ __all__ = [
     "AccountStatus",
     "ApiKey",
     "AuditEntry",
+    "Batch",
+    "BatchOutcome",
+    "BatchStatus",
+    "BatchUnit",
     "File",
     "Outcome",
     "Purpose",

@@ -11,6 +11,17 @@ AccountStatus = Literal["active", "suspended"]
 Role = Literal["owner", "member", "admin"]
 Outcome = Literal["success", "failure", "denied"]
 Purpose = Literal["batch", "batch_output", "user_data"]
+BatchOutcome = Literal["completed", "expired", "cancelled"]
+BatchStatus = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +147,62 @@ class File(_Record):
     created: float
     expires: float | None
     in_use: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(_Record):
+    """A file of requests that is answered by and by.
+
+    outcome: how it will have ended, once nothing more is answered. total, completed, failed: its
+    requests. enqueued_tokens: what it counts for the tier's limit. model: its name in the catalog.
+    key_id: of the key that made it, if one did. output_expires_s: how long its files are kept.
+    """
+
+    id: str
+    account_id: str
+    key_id: str | None
+    endpoint: str
+    completion_window: str
+    input_file_id: str
+    metadata: dict[str, str] | None
+    output_expires_s: int | None
+    status: BatchStatus
+    outcome: BatchOutcome | None
+    model: str | None
+    errors: list[dict[str, Any]] | None
+    output_file_id: str | None
+    error_file_id: str | None
+    created: float
+    expires: float
+    in_progress_at: float | None
+    finalizing_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    expired_at: float | None
+    cancelling_at: float | None
+    cancelled_at: float | None
+    total: int
+    completed: int
+    failed: int
+    enqueued_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchUnit(_Record):
+    """Lines of a batch's input that are answered together. offset, length: in bytes.
+
+    part: the name of what has their answers, None until they are; its first output_bytes are for
+    the output file, the rest for the error file.
+    """
+
+    batch_id: str
+    number: int
+    offset: int
+    length: int
+    first_line: int
+    lines: int
+    part: str | None
+    output_bytes: int | None

@@ -24,7 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every migration, oldest first; a database at the last one needs no alembic."""
 
 
@@ -185,6 +185,7 @@ usage = Table(
     Column("first_token_ms", BigInteger),
     Column("finish_reason", String(32)),
     Column("cost", Double),
+    Column("batch_id", String(40)),
     Index("ix_usage_account_id_started_at", "account_id", "started_at"),
     Index("ix_usage_started_at", "started_at", "request_id"),
 )
@@ -230,4 +231,60 @@ files = Table(
     Column("in_use", Integer, nullable=False, server_default="0"),
     Index("ix_files_account_id", "account_id", "id"),
     Index("ix_files_expires", "expires"),
+)
+
+# outcome: how it will have ended, once nothing more is answered. holder: the process that drives
+# it, until held_until.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account_id", String(40), ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", String(40)),
+    Column("endpoint", String(64), nullable=False),
+    Column("completion_window", String(8), nullable=False),
+    Column("input_file_id", String(40), nullable=False),
+    Column("metadata", Json),
+    Column("output_expires_s", Integer),
+    Column("status", String(16), nullable=False),
+    Column("outcome", String(16)),
+    Column("model", String(255)),
+    Column("errors", Json),
+    Column("output_file_id", String(40)),
+    Column("error_file_id", String(40)),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("in_progress_at", Double),
+    Column("finalizing_at", Double),
+    Column("completed_at", Double),
+    Column("failed_at", Double),
+    Column("expired_at", Double),
+    Column("cancelling_at", Double),
+    Column("cancelled_at", Double),
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("enqueued_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("holder", String(40)),
+    Column("held_until", Double),
+    Index("ix_batches_account_id", "account_id", "created", "id"),
+    Index("ix_batches_status", "status", "created"),
+)
+
+# Lines of an input that are answered together. part: the object that has their answers, of which
+# the first output_bytes are for the output file and the rest for the error file; NULL until then.
+batch_units = Table(
+    "batch_units",
+    metadata,
+    Column("batch_id", String(40), ForeignKey("batches.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("first_line", Integer, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("part", String(64)),
+    Column("output_bytes", BigInteger),
 )

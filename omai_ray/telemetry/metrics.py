@@ -25,6 +25,8 @@ ROUTE = "http_route"
 STATUS = "http_response_status_code"
 TIER = "tier"
 REASON = "reason"
+RESULT = "result"
+BATCH_STATUS = "status"
 OTHER = "other"
 
 _DURATION_S = tuple(0.01 * 2**step for step in range(14))
@@ -154,6 +156,14 @@ BULK_ROWS_LEFT = Metric(
 BULK_ETA = Metric(
     "omai_bulk_eta_seconds", "gauge", "s", (MODEL,), "When they will be done, at the rate so far"
 )
+BATCHES = Metric("omai_batches", "gauge", "batches", (BATCH_STATUS,), "Batches that have not ended")
+BATCH_TOKENS = Metric(
+    "omai_batch_enqueued_tokens", "gauge", "tokens", (), "What tiers count of those batches' inputs"
+)
+BATCH_REQUESTS = Metric(
+    "omai_batch_requests", "counter", "requests", (RESULT,),
+    "Requests of batches that were answered, or have failed",
+)  # fmt: skip
 
 ALL: tuple[Metric, ...] = tuple(value for value in vars().values() if isinstance(value, Metric))
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
+from omai_ray.batches.batches import Batches
 from omai_ray.catalog import Catalog, ModelSpec
 from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
@@ -327,6 +328,7 @@ async def running(
         tiers=DEFAULT_TIERS,
         sessions=SessionSettings(),
         files=files,
+        batches=Batches(registry.store, files, wall),
         file_limits=FILE_LIMITS,
         ingress=IngressSettings(max_body_bytes=MAX_BODY_BYTES, cors_origins=("*",)),
         trusted_proxies=(),

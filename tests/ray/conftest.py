@@ -21,7 +21,7 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
-from omai_ray.settings import IngressSettings, Settings
+from omai_ray.settings import BatchSettings, IngressSettings, Settings
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 from tests.programs import free_port
 
@@ -124,6 +124,7 @@ def served(
         state_dir=state_dir,
         log_file=state_dir / "omai.log",
         ingress=INGRESS,
+        batches=BatchSettings(backends={"text-embedding-ada-002": "own"}),
         models=(
             ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),
             ModelSpec(

@@ -260,13 +260,13 @@ def test_the_schema_is_shown_and_upgraded(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An older database ends every command with one line; the upgrade mends it."""
-    assert "schema 0002; this omai-ray needs 0002" in run("db", "status")
-    assert "schema 0002: nothing to do" in run("db", "upgrade")
+    assert "schema 0004; this omai-ray needs 0004" in run("db", "status")
+    assert "schema 0004: nothing to do" in run("db", "upgrade")
     path = tmp_path / "new" / "omai.db"
     monkeypatch.setenv("OMAI_DATABASE_URL", f"sqlite:///{path}")
     assert "schema none yet" in run("db", "status")
     assert not path.exists()
-    assert "schema none -> 0002" in run("db", "upgrade")
+    assert "schema none -> 0004" in run("db", "upgrade")
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.commit()

@@ -30,6 +30,8 @@ def test_no_label_names_a_key_an_account_or_a_request() -> None:
         metrics.STATUS,
         metrics.TIER,
         metrics.REASON,
+        metrics.RESULT,
+        metrics.BATCH_STATUS,
     }
 
 

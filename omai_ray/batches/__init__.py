@@ -1,0 +1,1 @@
+"""Batches: files of requests, answered by and by, each line exactly once."""

@@ -1,0 +1,290 @@
+"""Drives batches from state to state: whatever dies, another driver goes on from what is stored.
+
+validating → in_progress → finalizing → completed; or failed, by its input; or expired, by the
+window; or cancelling → cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from omai_ray.batches.answering import Owner
+from omai_ray.batches.batches import UNFINISHED
+from omai_ray.batches.check import CheckedInput, InvalidInput, Problem, check_input
+from omai_ray.batches.lines import EMBEDDINGS
+from omai_ray.batches.queue import BatchQueue, LeaseLost
+from omai_ray.batches.results import assemble
+from omai_ray.batches.turns import Turns
+from omai_ray.batches.watch import Sleep, Watch, stop_of
+from omai_ray.catalog import Catalog, Task
+from omai_ray.errors import OMAiError, Overloaded
+from omai_ray.files import Contents
+from omai_ray.identity.principal import Principal
+from omai_ray.quota.tiers import tier_of
+from omai_ray.settings import Tier
+from omai_ray.storage import ObjectNotFound
+from omai_ray.store import Batch, BatchOutcome, BatchUnit
+from omai_ray.telemetry import metrics
+from omai_ray.telemetry.recorder import Recorder
+
+LEASE_S = 15.0
+POLL_S = 1.0
+GRACE_S = 20.0
+"""How long workers of a batch that is to stop may take to commit what they have."""
+SWEEP_S = 600.0
+OBSERVE_S = 10.0
+PART_LIFE_S = 3 * 86_400.0
+"""How old a part must be to be nobody's: far older than a batch can get."""
+_FIRST_RETRY_S = 1.0
+_LAST_RETRY_S = 60.0
+_READ_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Has workers answer units somewhere."""
+
+    async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
+        """Return once each unit was tried. Raises where there can be no workers.
+
+        Cancelling it lets go of the workers.
+        """
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a batch's input may be. longest: bytes of a line."""
+
+    catalog: Catalog
+    tiers: Mapping[str, Tier]
+    longest: int
+
+    def resolver(self, batch: Batch, owner: Principal) -> Callable[[str], str]:
+        """Return what finds the model that a request names. Raises OMAiError."""
+        task: Task = "embedding" if batch.endpoint == EMBEDDINGS else "chat"
+
+        def resolve(name: str) -> str:
+            spec = self.catalog.resolve(name, task)
+            owner.require_model(name, spec.name)
+            return spec.name
+
+        return resolve
+
+    def enqueued_tokens(self, owner: Principal) -> int | None:
+        """Return how many tokens an account may have enqueued. Raises PermissionDenied."""
+        return tier_of(owner.tier, self.tiers).batch_enqueued_tokens
+
+
+class Driver:
+    """Does what batches there are; of any number of drivers, each batch has one.
+
+    rules: what inputs are checked by; may be replaced. max_running: batches answered at once.
+    clock: seconds since the epoch. recorder: is told of what there is.
+    """
+
+    def __init__(
+        self,
+        queue: BatchQueue,
+        contents: Contents,
+        executor: Executor,
+        owner: Owner,
+        rules: Rules,
+        *,
+        max_running: int,
+        lease_s: float = LEASE_S,
+        poll_s: float = POLL_S,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+        sleep: Sleep = asyncio.sleep,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._recorder = recorder or Recorder()
+        self.rules = rules
+        self.holder = secrets.token_hex(16)
+        self._queue = queue
+        self._contents = contents
+        self._executor = executor
+        self._owner = owner
+        self._turns = Turns(max_running)
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self._grace_s = grace_s
+        self._clock = clock
+        self._sleep = sleep
+        self._driving: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Drive batches until cancelled, however often the database or the storage is away."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._again(self._claim, self._poll_s))
+                group.create_task(self._again(self._renew, self._lease_s / 3))
+                group.create_task(self._again(self._sweep, SWEEP_S))
+                group.create_task(self._again(self.observe, OBSERVE_S))
+        finally:
+            for task in self._driving.values():
+                task.cancel()
+            await asyncio.gather(*self._driving.values(), return_exceptions=True)
+
+    async def _again(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
+        while True:
+            try:
+                await work()
+            except OMAiError as error:
+                _log.warning("batches: %s", error.message)
+            except Exception:
+                _log.exception("batches")
+            await self._sleep(every_s)
+
+    async def _claim(self) -> None:
+        for batch in await self._queue.claim(self.holder, self._lease_s):
+            if batch.id not in self._driving:  # claimed anew, where renewing came late
+                task = asyncio.create_task(self.drive(batch))
+                self._driving[batch.id] = task
+                task.add_done_callback(partial(self._ended, batch.id))
+
+    def _ended(self, batch: str, _: asyncio.Task[None]) -> None:
+        self._driving.pop(batch, None)
+
+    async def _renew(self) -> None:
+        driven = set(self._driving)
+        held = await self._queue.renew(self.holder, self._lease_s)
+        for batch in driven - held:
+            if batch in self._driving:  # it has ended meanwhile, or is another driver's
+                self._driving[batch].cancel()
+
+    async def observe(self) -> None:
+        """Tell the recorder what there is to do, and what was done."""
+        seen, recorder = await self._queue.overview(), self._recorder
+        for status in UNFINISHED:
+            recorder.set(metrics.BATCHES, seen.unfinished.get(status, 0), status)
+        recorder.set(metrics.BATCH_TOKENS, seen.enqueued_tokens)
+        recorder.count_to(metrics.BATCH_REQUESTS, seen.completed, "completed")
+        recorder.count_to(metrics.BATCH_REQUESTS, seen.failed, "failed")
+
+    async def _sweep(self) -> None:
+        """Remove parts of batches that have ended, and old ones that no unit ever had."""
+        for batch in await self._queue.with_leftovers():
+            for unit in await self._queue.units(batch):
+                if unit.part is not None:
+                    await self._contents.delete(unit.part)
+            await self._queue.forget_units(batch)
+        for name in await self._contents.names_before(self._clock() - PART_LIFE_S):
+            if name.startswith("batch_"):
+                await self._contents.delete(name)
+
+    async def drive(self, batch: Batch) -> None:
+        """Take a batch to its end, or as far as it is this driver's."""
+        retry_s = _FIRST_RETRY_S
+        while True:
+            try:
+                if await self._step(batch.id):
+                    return
+                retry_s = _FIRST_RETRY_S
+            except LeaseLost:
+                return
+            except Exception as error:
+                known = isinstance(error, OMAiError)
+                why = error.message if isinstance(error, OMAiError) else type(error).__name__
+                _log.warning(
+                    "%s: %s: tried again in %.0f s",
+                    batch.id,
+                    why,
+                    retry_s,
+                    exc_info=None if known else error,
+                )
+                await self._sleep(retry_s)
+                retry_s = min(_LAST_RETRY_S, retry_s * 2)
+
+    async def _step(self, name: str) -> bool:
+        """Take a batch one state further; whether that was its last one."""
+        batch = await self._queue.read(name)
+        if batch.outcome is not None and batch.status in ("finalizing", "cancelling"):
+            await self._finish(batch, batch.outcome)
+            return True
+        if stop_of(batch, self._clock()) is not None:
+            await self._queue.close(batch, self.holder, "expired")
+            return False
+        if batch.status == "validating":
+            await self._validate(batch)
+            return False
+        if batch.status == "in_progress":
+            await self._answer(batch)
+            return False
+        return True
+
+    async def _validate(self, batch: Batch) -> None:
+        try:
+            owner = await self._owner(batch.account_id, batch.key_id)
+            limit = self.rules.enqueued_tokens(owner)
+            checked = await self._check(batch, owner)
+        except InvalidInput as invalid:
+            await self._queue.fail(batch, self.holder, invalid.problems)
+            return
+        except Overloaded:
+            raise
+        except ObjectNotFound:
+            problem = Problem("invalid_file", "The input file has no content any more.")
+            await self._queue.fail(batch, self.holder, [problem])
+            return
+        except OMAiError as error:
+            problem = Problem(error.code or "invalid_batch", error.message)
+            await self._queue.fail(batch, self.holder, [problem])
+            return
+        refused = await self._queue.begin(batch, self.holder, checked, limit)
+        if refused is not None:
+            await self._queue.fail(batch, self.holder, [refused])
+
+    async def _check(self, batch: Batch, owner: Principal) -> CheckedInput:
+        contents, resolve = self._contents, self.rules.resolver(batch, owner)
+
+        def check() -> CheckedInput:
+            opened = contents.location(batch.input_file_id).open_input()
+            with io.BufferedReader(opened, _READ_BYTES) as stream:
+                return check_input(stream, batch.endpoint, resolve, self.rules.longest)
+
+        return await contents.run(check)
+
+    async def _answer(self, batch: Batch) -> None:
+        """Have the units answered that are not yet, and close the batch after the last one.
+
+        Raises Overloaded where no unit could be answered.
+        """
+        pending = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
+        if not pending:
+            await self._queue.close(batch, self.holder, "completed")
+            return
+        running = asyncio.create_task(self._in_turn(batch, pending))
+        watch = Watch(self._queue, batch, self._poll_s, self._clock, self._sleep)
+        try:
+            async with watch:
+                await asyncio.wait({watch.stopped, running}, return_when=asyncio.FIRST_COMPLETED)
+                was_stopped = watch.stopped.done()
+            if was_stopped:  # workers look for themselves, and commit what they have
+                await asyncio.wait({running}, timeout=self._grace_s)
+            if running.done():
+                running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        left = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
+        if len(left) == len(pending) and not was_stopped:
+            raise Overloaded("no unit could be answered")
+
+    async def _in_turn(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
+        async with self._turns.turn(batch.account_id):
+            if stop_of(await self._queue.read(batch.id), self._clock()) is None:
+                await self._executor.run(batch, units)
+
+    async def _finish(self, batch: Batch, outcome: BatchOutcome) -> None:
+        units = await self._queue.units(batch.id)
+        output, error = await assemble(self._contents, batch, outcome, units, self._clock)
+        await self._queue.finish(batch, self.holder, outcome, output, error)

@@ -1,0 +1,110 @@
+"""Batches on the cluster, through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import openai
+import pytest
+from ray._private import state
+
+from deployments.batches import driver_name
+from tests.ray.conftest import Served
+from tests.ray.test_serve import eventually
+
+CHAT = "omai-gpt-4"
+EMBEDDING = "text-embedding-ada-002"
+ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+def driver_pid(served: Served) -> int:
+    """Return the process of the actor that drives batches."""
+    name = driver_name(served.settings)
+    (pid,) = (
+        actor["Pid"]
+        for actor in state.actors().values()
+        if actor["Name"] == name and actor["State"] == "ALIVE"
+    )
+    return int(pid)
+
+
+def submit(client: openai.OpenAI, endpoint: Any, bodies: list[dict[str, Any]]) -> str:
+    """Upload an input and create its batch; return its id."""
+    lines = [
+        {"custom_id": f"r{number}", "method": "POST", "url": endpoint, "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = client.files.create(file=("input.jsonl", content), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint=endpoint,
+        completion_window="24h",
+        metadata={"of": "a test"},
+    )
+    assert "validating" == batch.status
+    return batch.id
+
+
+def ended(client: openai.OpenAI, batch: str) -> Any:
+    """Return a batch once it has ended."""
+    eventually(lambda: client.batches.retrieve(batch).status in ENDED)
+    return client.batches.retrieve(batch)
+
+
+def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
+    """Return a file's lines by their custom_ids."""
+    assert file is not None
+    lines = [json.loads(line) for line in client.files.content(file).text.splitlines()]
+    found = {line["custom_id"]: line["response"] for line in lines}
+    assert len(lines) == len(found)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_their_driver(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chat by the former, embeddings by the latter; a driver that is killed loses nothing."""
+    monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
+    account_id, key = served.create_key("pro")
+    client = openai.OpenAI(api_key=key, base_url=f"{served.url}/v1")
+    chat: dict[str, Any] = {
+        "model": CHAT,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    chats = submit(client, "/v1/chat/completions", [chat] * 90 + [{**chat, "temperature": 9}])
+    texts = [f"text number {number}" for number in range(300)]
+    embeddings = submit(
+        client, "/v1/embeddings", [{"model": EMBEDDING, "input": text} for text in texts]
+    )
+    eventually(lambda: client.batches.retrieve(chats).status != "validating")
+    os.kill(driver_pid(served), signal.SIGKILL)
+
+    batch = ended(client, chats)
+    assert ("completed", CHAT) == (batch.status, batch.model)
+    counts = batch.request_counts
+    assert (91, 90, 1) == (counts.total, counts.completed, counts.failed)
+    output = answers(client, batch.output_file_id)
+    online = client.chat.completions.create(**chat).choices[0].message.content
+    assert {f"r{number}" for number in range(90)} == set(output)
+    said = {r["body"]["choices"][0]["message"]["content"] for r in output.values()}
+    assert {online} == said
+    assert 400 == answers(client, batch.error_file_id)["r90"]["status_code"]
+
+    batch = ended(client, embeddings)
+    assert ("completed", 300) == (batch.status, batch.request_counts.completed)
+    output = answers(client, batch.output_file_id)
+    vector = client.embeddings.create(model=EMBEDDING, input=texts[7]).data[0].embedding
+    assert output["r7"]["body"]["data"][0]["embedding"] == pytest.approx(vector, abs=1e-5)
+
+    charged = [record["batch_id"] for record in served.records(account_id)]
+    assert (90, 300) == (charged.count(chats), charged.count(embeddings))
+    assert {embeddings, chats} <= {each.id for each in client.batches.list()}
+    with pytest.raises(openai.BadRequestError, match="Cannot cancel"):
+        client.batches.cancel(chats)

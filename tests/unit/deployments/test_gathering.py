@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from deployments.gathering import CALLS_AT_ONCE, MOST_INPUTS, GatheringBackend
+from omai_ray.errors import InvalidRequest, Overloaded
+
+
+class Lengths:
+    """A backend whose vectors are the inputs' lengths; -1 in one is an error of that input."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.let = asyncio.Event()
+        self.away = False
+
+    async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
+        self.calls.append(len(inputs))
+        await self.let.wait()
+        if self.away:
+            raise Overloaded("away")
+        if any(-1 in ids for ids in inputs):
+            raise InvalidRequest("no such token")
+        return np.array([[len(ids)] for ids in inputs], dtype=np.float32)
+
+    async def ready(self) -> None:
+        pass
+
+
+async def test_small_requests_share_calls_and_get_their_own_vectors() -> None:
+    """What is asked at one time is one call; so many calls at once, and the rest waits."""
+    lengths = Lengths()
+    gathering = GatheringBackend(lengths)
+    asked = [
+        asyncio.create_task(gathering.embed([[0] * n, [0] * (n + 1)], "acct"))
+        for n in range(1, MOST_INPUTS * CALLS_AT_ONCE)
+    ]
+    lengths.let.set()
+    for n, vectors in enumerate(await asyncio.gather(*asked), 1):
+        assert [[n], [n + 1]] == vectors.tolist()
+    assert len(lengths.calls) <= 2 * CALLS_AT_ONCE + 1
+    assert max(lengths.calls) <= MOST_INPUTS
+
+
+async def test_a_request_that_fails_fails_alone() -> None:
+    """Those that shared its call are asked anew."""
+    lengths = Lengths()
+    lengths.let.set()
+    gathering = GatheringBackend(lengths)
+    good, bad = gathering.embed([[1, 2]], "acct"), gathering.embed([[-1]], "acct")
+    vectors, error = await asyncio.gather(good, bad, return_exceptions=True)
+    assert isinstance(error, InvalidRequest)
+    assert not isinstance(vectors, BaseException)
+    assert [[2]] == vectors.tolist()
+
+
+async def test_a_model_that_is_away_is_not_asked_once_more_for_each() -> None:
+    """All that shared the call are told."""
+    lengths = Lengths()
+    lengths.let.set()
+    lengths.away = True
+    gathering = GatheringBackend(lengths)
+    errors = await asyncio.gather(
+        *(gathering.embed([[1]], "acct") for _ in range(9)), return_exceptions=True
+    )
+    assert {Overloaded} == {type(error) for error in errors}
+    assert 9 == len({id(error) for error in errors})
+    assert [9] == lengths.calls
+
+
+async def test_what_is_cancelled_while_it_waits_is_not_asked() -> None:
+    """And what it shared a call with is."""
+    lengths = Lengths()
+    gathering = GatheringBackend(lengths)
+    asked = [asyncio.create_task(gathering.embed([[1]], "acct")) for _ in range(2)]
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    lengths.let.set()
+    assert [[1]] == (await asked[1]).tolist()
+    with pytest.raises(asyncio.CancelledError):
+        await asked[0]
