@@ -86,7 +86,8 @@ set +e
 {python} -c "$RUN" {source} {disk}/out 0 2> {errors}
 echo $? > {status}
 set -e
-cd {disk}/out && find . -name '*.parquet' -not -path './_tmp/*' -exec cp --parents {{}} {visible} ';'
+cd {disk}/out
+find . -name '*.parquet' -not -path './_tmp/*' -exec cp --parents {{}} {visible} ';'
 cd {root}
 mount -o remount,size=64m {disk}
 {python} -c "$RUN" {source} {disk}/out 0
