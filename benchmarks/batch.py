@@ -1,0 +1,307 @@
+"""What the batch API takes, beside the bulk pipeline and the chat engine that are behind it.
+
+`python benchmarks/batch.py [--quick] [--only PART]`: the built-in models behind the whole
+platform, asked by openai's client. Parts:
+
+- `embeddings`: a text a line, and the same texts through `pipelines.embed_corpus`
+- `chat`: short prompts, 64 tokens each, and the same through the engine alone, as many at once as
+  it runs
+- `online`: the time to the first token of requests at random moments, alone and while a batch is
+  answered by the same replica, in turns
+- `upload`: what the ingress replica and the proxy gain in resident memory while a file comes in
+
+Batches run on both backends: `shared` asks one replica that has all CPUs, `own` has an engine of
+one CPU in each of as many workers. A ratio is of the better backend, from in_progress to completed;
+`_after_start` counts from the first line's start, as the bulk pipeline's and the engine's own
+figures do. With --quick embeddings are a single unit, so that one worker does them.
+
+Ends with one line of JSON. Other work on the machine makes the figures useless.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from batch_load import ONLINE_SHARE, Done, Endpoint, Server, first_tokens  # noqa: E402
+from batch_memory import Growth  # noqa: E402
+from bulk import run_ours  # noqa: E402
+from wake import ENVIRONMENT, running  # noqa: E402
+
+from examples.sample_corpus import passages, write_corpus  # noqa: E402
+from omai_ray.catalog import ModelSpec, locate  # noqa: E402
+
+PARTS = ("embeddings", "chat", "online", "upload")
+CPUS = len(os.sched_getaffinity(0))
+CHAT, EMBEDDING = "omai-gpt-4", "text-embedding-ada-002"
+BACKENDS = ("shared", "own")
+SOURCES = {CHAT: "builtin:omai-chat-small", EMBEDDING: "builtin:all-minilm-l6-v2"}
+NEW_TOKENS, ONLINE_TOKENS = 64, 32
+KV_CACHE_GIB = 1.0
+PROMPT, ONLINE_PROMPT = 60, 400  # characters
+BESIDE = 10_000  # chats of a batch that is to last
+UPLOAD_TITLES = {"ingress": ":omai:ingress", "proxy": "ray::ProxyActor"}
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done. rounds, requests: online, alone and beside a batch each."""
+
+    embeddings: int
+    chats: int
+    rounds: int
+    requests: int
+    megabytes: int
+
+
+FULL = Sizes(embeddings=10_000, chats=200, rounds=3, requests=60, megabytes=200)
+QUICK = Sizes(embeddings=1_000, chats=40, rounds=1, requests=10, megabytes=50)
+
+
+def spec_of(model: str, backend: str) -> ModelSpec:
+    """Return a model's entry; those for engines of a batch's own have no replica."""
+    own = backend == "own"
+    values: dict[str, Any] = {"replicas": {"min": 0}} if own else {}
+    if model == CHAT:
+        values["kv_cache_gib"] = KV_CACHE_GIB
+    return ModelSpec(
+        name=f"{model}-own" if own else model,
+        task="chat" if model == CHAT else "embedding",
+        source=SOURCES[model],
+        num_cpus=1 if own else CPUS,
+        **values,
+    )
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    """Run the platform."""
+    models = [spec_of(model, backend) for model in SOURCES for backend in BACKENDS]
+    settings = {
+        "models": [model.model_dump(mode="json", exclude_unset=True) for model in models],
+        "batches": {
+            "workers": CPUS,
+            "backends": {spec_of(model, "own").name: "own" for model in SOURCES},
+        },
+    }
+    config, state = folder / "omai.yaml", folder / "state"
+    config.write_text(json.dumps(settings))  # which is YAML as well
+    command = [str(Path(sys.executable).with_name("omai-ray"))]
+    where = ["--state-dir", str(state)]
+    serving = ["serve", "--config", str(config), *where, "--port", "0", "--no-dashboard"]
+    with running([*command, *serving], folder) as address:
+        making = [*command, "keys", "create", "--tier", "enterprise", "--quiet", *where]
+        key = subprocess.check_output(making, env=ENVIRONMENT, text=True).strip()
+        yield Server(address, key, state)
+
+
+def chat_body(model: str, prompt: str, tokens: int) -> dict[str, Any]:
+    """Return a request that is answered by exactly so many tokens."""
+    config = json.loads((locate(spec_of(CHAT, "shared")) / "generation_config.json").read_text())
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "logit_bias": {str(config["eos_token_id"]): -100},
+    }
+
+
+def embeddings(server: Server, texts: list[str], bulk_rows_per_s: float) -> Figures:
+    """Return what batches of a text a line take, beside the bulk pipeline."""
+    found = run_both(
+        server,
+        "/v1/embeddings",
+        {
+            backend: [{"model": spec_of(EMBEDDING, backend).name, "input": text} for text in texts]
+            for backend in BACKENDS
+        },
+        lambda done: done.lines,
+        "embeddings_{}_lines_per_s",
+    )
+    return found | best(found, "embeddings_{}_lines_per_s", bulk_rows_per_s, "embeddings_vs_bulk")
+
+
+def chat(server: Server, prompts: list[str]) -> Figures:
+    """Return what batches of chats take, beside the engine alone."""
+    alone = engine_tokens_per_s(prompts)
+    engine = shown({"engine_tokens_per_s": alone})
+    found = run_both(
+        server,
+        "/v1/chat/completions",
+        {
+            backend: [
+                chat_body(spec_of(CHAT, backend).name, prompt, NEW_TOKENS) for prompt in prompts
+            ]
+            for backend in BACKENDS
+        },
+        lambda done: done.tokens,
+        "chat_{}_tokens_per_s",
+    )
+    return engine | found | best(found, "chat_{}_tokens_per_s", alone, "chat_vs_engine")
+
+
+def run_both(
+    server: Server,
+    endpoint: Endpoint,
+    bodies: dict[str, list[dict[str, Any]]],
+    amount: Callable[[Done], int],
+    name: str,
+) -> Figures:
+    """Return the rates of a batch on each backend, with its start and after it.
+
+    bodies: by the backend. amount: what is counted. name: of a rate, with {} for the backend.
+    """
+    found = {}
+    for backend, requests in bodies.items():
+        done = server.run(endpoint, requests)
+        rate = name.format(backend)
+        found |= shown(
+            {
+                rate: amount(done) / done.whole_s,
+                f"{rate}_after_start": amount(done) / done.run_s,
+                f"{rate}_start_s": done.start_s,
+            }
+        )
+    return found
+
+
+def best(found: Figures, name: str, peer: float, ratio: str) -> Figures:
+    """Return the better backend's rates as ratios to a peer's."""
+    return shown(
+        {
+            f"{ratio}{end}": max(found[name.format(backend) + end] for backend in BACKENDS) / peer
+            for end in ("", "_after_start")
+        }
+    )
+
+
+def shown(figures: Figures) -> Figures:
+    """Print figures as rows of the table, and return them."""
+    for name, value in figures.items():
+        print(f"{name:48} {value:10.2f}", flush=True)
+    return figures
+
+
+def engine_tokens_per_s(prompts: list[str]) -> float:
+    """Return what the chat engine does alone, in a process of its own."""
+    model = spec_of(CHAT, "shared").model_dump(mode="json")
+    given = {"model": model, "prompts": prompts, "new_tokens": NEW_TOKENS}
+    command = [sys.executable, str(Path(__file__).with_name("batch_engine.py"))]
+    said = json.loads(
+        subprocess.check_output(command, input=json.dumps(given), env=ENVIRONMENT, text=True)
+    )
+    return float(said["tokens"] / said["seconds"])
+
+
+def online(server: Server, texts: list[str], rounds: int) -> Figures:
+    """Return when first tokens come, alone and beside a batch. texts: of all requests there are."""
+    prompts = iter(texts)  # none twice, so that nobody finds its prompt computed
+    count = len(texts) // (2 * rounds + 1)
+
+    def ask(gap_s: float) -> tuple[list[float], list[float]]:
+        asked = [
+            chat_body(CHAT, prompt[:ONLINE_PROMPT], ONLINE_TOKENS)
+            for prompt in itertools.islice(prompts, count)
+        ]
+        return first_tokens(server, asked, gap_s)
+
+    _, lasts = ask(1.0)
+    gap_s = statistics.median(lasts) / ONLINE_SHARE
+    batch = [
+        chat_body(CHAT, f"{number}. {texts[number % len(texts)][:PROMPT]}", NEW_TOKENS)
+        for number in range(BESIDE)
+    ]
+    times: dict[str, list[float]] = {"alone": [], "beside": []}
+    for _ in range(rounds):
+        times["alone"] += ask(gap_s)[0]
+        with server.beside("/v1/chat/completions", batch):
+            times["beside"] += ask(gap_s)[0]
+    found = {"online_requests_per_s": 1 / gap_s}
+    for name, seconds in times.items():
+        found[f"online_ttft_p50_ms_{name}"] = 1000 * statistics.median(seconds)
+        found[f"online_ttft_p95_ms_{name}"] = 1000 * statistics.quantiles(seconds, n=20)[-1]
+    ratio = found["online_ttft_p50_ms_beside"] / found["online_ttft_p50_ms_alone"]
+    return shown(found | {"online_ttft_ratio": ratio})
+
+
+def upload(server: Server, folder: Path, megabytes: int) -> Figures:
+    """Return what processes gain in memory while a file comes in, a small one having come."""
+    path = folder / "upload.jsonl"
+    line = b'{"text": "%s"}\n' % (b"a" * 985)  # a thousand bytes
+
+    def send(lines: int) -> float:
+        with path.open("wb") as file:
+            for _ in range(lines):
+                file.write(line)
+        started = time.perf_counter()
+        with path.open("rb") as file:
+            assert server.client.files.create(file=file, purpose="batch").bytes == lines * len(line)
+        return time.perf_counter() - started
+
+    send(1000)
+    with Growth(UPLOAD_TITLES) as growth:
+        seconds = send(1000 * megabytes)
+    found = {f"upload_{name}_rss_mib": mib for name, mib in growth.mib.items()}
+    found |= {"upload_mb_per_s": megabytes / seconds, "upload_rss_mib": sum(growth.mib.values())}
+    return shown(found)
+
+
+def measure(parts: list[str], sizes: Sizes, folder: Path) -> Figures:
+    """Return the figures of some parts."""
+    rows = passages(sizes.embeddings)
+    texts = [row["text"] for row in rows]
+    figures: Figures = {}
+    if "embeddings" in parts:  # by a Ray of its own, before another one runs
+        write_corpus(folder / "corpus", rows)
+        report = run_ours(folder / "corpus", folder / "bulk")
+        figures |= shown({f"bulk_{name}": report[name] for name in ("rows_per_s", "startup_s")})
+    with served(folder) as server:
+        if "embeddings" in parts:
+            figures |= embeddings(server, texts, figures["bulk_rows_per_s"])
+        if "chat" in parts:
+            figures |= chat(server, [text[:PROMPT] for text in texts[: sizes.chats]])
+        if "online" in parts:
+            asked = texts[: sizes.requests * (2 * sizes.rounds + 1)]
+            figures |= online(server, asked, sizes.rounds)
+        if "upload" in parts:
+            figures |= upload(server, folder, sizes.megabytes)
+    return figures
+
+
+def main() -> int:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth or so of everything")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; may be repeated")
+    options = parser.parse_args()
+    sizes = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options.only or list(PARTS), sizes, Path(folder))
+    about: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cpus": CPUS}
+    about |= {name: version(name) for name in ("ray", "torch", "transformers", "openai")}
+    rounded = {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps(about | asdict(sizes) | rounded))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
