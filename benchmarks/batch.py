@@ -140,10 +140,8 @@ def embeddings(server: Server, texts: list[str], bulk_rows_per_s: float) -> Figu
     return found | best(found, "embeddings_{}_lines_per_s", bulk_rows_per_s, "embeddings_vs_bulk")
 
 
-def chat(server: Server, prompts: list[str]) -> Figures:
+def chat(server: Server, prompts: list[str], engine_tokens_per_s: float) -> Figures:
     """Return what batches of chats take, beside the engine alone."""
-    alone = engine_tokens_per_s(prompts)
-    engine = shown({"engine_tokens_per_s": alone})
     found = run_both(
         server,
         "/v1/chat/completions",
@@ -156,7 +154,7 @@ def chat(server: Server, prompts: list[str]) -> Figures:
         lambda done: done.tokens,
         "chat_{}_tokens_per_s",
     )
-    return engine | found | best(found, "chat_{}_tokens_per_s", alone, "chat_vs_engine")
+    return found | best(found, "chat_{}_tokens_per_s", engine_tokens_per_s, "chat_vs_engine")
 
 
 def run_both(
@@ -201,8 +199,8 @@ def shown(figures: Figures) -> Figures:
     return figures
 
 
-def engine_tokens_per_s(prompts: list[str]) -> float:
-    """Return what the chat engine does alone, in a process of its own."""
+def run_engine(prompts: list[str]) -> float:
+    """Return the chat engine's tokens a second, alone in a process of its own."""
     model = spec_of(CHAT, "shared").model_dump(mode="json")
     given = {"model": model, "prompts": prompts, "new_tokens": NEW_TOKENS}
     command = [sys.executable, str(Path(__file__).with_name("batch_engine.py"))]
@@ -269,16 +267,20 @@ def measure(parts: list[str], sizes: Sizes, folder: Path) -> Figures:
     """Return the figures of some parts."""
     rows = passages(sizes.embeddings)
     texts = [row["text"] for row in rows]
+    prompts = [text[:PROMPT] for text in texts[: sizes.chats]]
     figures: Figures = {}
-    if "embeddings" in parts:  # by a Ray of its own, before another one runs
+    # What batches are compared with, while no platform runs.
+    if "embeddings" in parts:
         write_corpus(folder / "corpus", rows)
         report = run_ours(folder / "corpus", folder / "bulk")
         figures |= shown({f"bulk_{name}": report[name] for name in ("rows_per_s", "startup_s")})
+    if "chat" in parts:
+        figures |= shown({"engine_tokens_per_s": run_engine(prompts)})
     with served(folder) as server:
         if "embeddings" in parts:
             figures |= embeddings(server, texts, figures["bulk_rows_per_s"])
         if "chat" in parts:
-            figures |= chat(server, [text[:PROMPT] for text in texts[: sizes.chats]])
+            figures |= chat(server, prompts, figures["engine_tokens_per_s"])
         if "online" in parts:
             asked = texts[: sizes.requests * (2 * sizes.rounds + 1)]
             figures |= online(server, asked, sizes.rounds)
