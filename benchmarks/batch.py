@@ -73,7 +73,7 @@ class Sizes:
 
 
 FULL = Sizes(embeddings=10_000, chats=200, rounds=3, requests=60, megabytes=200)
-QUICK = Sizes(embeddings=1_000, chats=40, rounds=1, requests=10, megabytes=50)
+QUICK = Sizes(embeddings=1_000, chats=40, rounds=1, requests=5, megabytes=50)
 
 
 def spec_of(model: str, backend: str) -> ModelSpec:
@@ -92,14 +92,14 @@ def spec_of(model: str, backend: str) -> ModelSpec:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Server]:
-    """Run the platform."""
-    models = [spec_of(model, backend) for model in SOURCES for backend in BACKENDS]
+def served(folder: Path, names: list[str]) -> Iterator[Server]:
+    """Run the platform with some models."""
+    models = [spec_of(name, backend) for name in names for backend in BACKENDS]
     settings = {
         "models": [model.model_dump(mode="json", exclude_unset=True) for model in models],
         "batches": {
             "workers": CPUS,
-            "backends": {spec_of(model, "own").name: "own" for model in SOURCES},
+            "backends": {spec_of(name, "own").name: "own" for name in names},
         },
     }
     config, state = folder / "omai.yaml", folder / "state"
@@ -276,7 +276,8 @@ def measure(parts: list[str], sizes: Sizes, folder: Path) -> Figures:
         figures |= shown({f"bulk_{name}": report[name] for name in ("rows_per_s", "startup_s")})
     if "chat" in parts:
         figures |= shown({"engine_tokens_per_s": run_engine(prompts)})
-    with served(folder) as server:
+    needed = [CHAT] if "embeddings" not in parts else list(SOURCES)
+    with served(folder, needed) as server:
         if "embeddings" in parts:
             figures |= embeddings(server, texts, figures["bulk_rows_per_s"])
         if "chat" in parts:
