@@ -13,7 +13,7 @@ platform, asked by openai's client. Parts:
 Batches run on both backends: `shared` asks one replica that has all CPUs, `own` has an engine of
 one CPU in each of as many workers. A ratio is of the better backend, from in_progress to completed;
 `_after_start` counts from the first line's start, as the bulk pipeline's and the engine's own
-figures do. With --quick embeddings are a single unit, so that one worker does them.
+figures do. With --quick embeddings are a single unit, which one worker does.
 
 Ends with one line of JSON. Other work on the machine makes the figures useless.
 """
@@ -21,6 +21,7 @@ Ends with one line of JSON. Other work on the machine makes the figures useless.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -40,7 +41,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from batch_load import ONLINE_SHARE, Done, Endpoint, Server, first_tokens  # noqa: E402
+from batch_load import ONLINE_SHARE, Done, Server, first_tokens  # noqa: E402
 from batch_memory import Growth  # noqa: E402
 from bulk import run_ours  # noqa: E402
 from wake import ENVIRONMENT, running  # noqa: E402
@@ -52,10 +53,12 @@ PARTS = ("embeddings", "chat", "online", "upload")
 CPUS = len(os.sched_getaffinity(0))
 CHAT, EMBEDDING = "omai-gpt-4", "text-embedding-ada-002"
 BACKENDS = ("shared", "own")
+EMBEDDING_RATE, CHAT_RATE = "embeddings_{}_lines_per_s", "chat_{}_tokens_per_s"
 SOURCES = {CHAT: "builtin:omai-chat-small", EMBEDDING: "builtin:all-minilm-l6-v2"}
 NEW_TOKENS, ONLINE_TOKENS = 64, 32
 KV_CACHE_GIB = 1.0
 PROMPT, ONLINE_PROMPT = 60, 400  # characters
+WARM = 5  # requests online, by which the others' pace is set
 BESIDE = 10_000  # chats of a batch that is to last
 UPLOAD_TITLES = {"ingress": ":omai:ingress", "proxy": "ray::ProxyActor"}
 Figures = dict[str, float]
@@ -115,78 +118,59 @@ def served(folder: Path, names: list[str]) -> Iterator[Server]:
 
 def chat_body(model: str, prompt: str, tokens: int) -> dict[str, Any]:
     """Return a request that is answered by exactly so many tokens."""
-    config = json.loads((locate(spec_of(CHAT, "shared")) / "generation_config.json").read_text())
     return {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "temperature": 0,
-        "logit_bias": {str(config["eos_token_id"]): -100},
+        "logit_bias": {stop_token_id(): -100},
     }
+
+
+@functools.cache
+def stop_token_id() -> str:
+    """Return the id of the token that ends an answer."""
+    directory = locate(spec_of(CHAT, "shared"))
+    return str(json.loads((directory / "generation_config.json").read_text())["eos_token_id"])
 
 
 def embeddings(server: Server, texts: list[str], bulk_rows_per_s: float) -> Figures:
     """Return what batches of a text a line take, beside the bulk pipeline."""
-    found = run_both(
-        server,
-        "/v1/embeddings",
-        {
-            backend: [{"model": spec_of(EMBEDDING, backend).name, "input": text} for text in texts]
-            for backend in BACKENDS
-        },
-        lambda done: done.lines,
-        "embeddings_{}_lines_per_s",
-    )
-    return found | best(found, "embeddings_{}_lines_per_s", bulk_rows_per_s, "embeddings_vs_bulk")
+    found: Figures = {}
+    for backend in BACKENDS:
+        model = spec_of(EMBEDDING, backend).name
+        done = server.run("/v1/embeddings", [{"model": model, "input": text} for text in texts])
+        found |= rates(EMBEDDING_RATE.format(backend), done, done.lines)
+    return found | best(found, EMBEDDING_RATE, bulk_rows_per_s, "embeddings_vs_bulk")
 
 
 def chat(server: Server, prompts: list[str], engine_tokens_per_s: float) -> Figures:
     """Return what batches of chats take, beside the engine alone."""
-    found = run_both(
-        server,
-        "/v1/chat/completions",
-        {
-            backend: [
-                chat_body(spec_of(CHAT, backend).name, prompt, NEW_TOKENS) for prompt in prompts
-            ]
-            for backend in BACKENDS
-        },
-        lambda done: done.tokens,
-        "chat_{}_tokens_per_s",
-    )
-    return found | best(found, "chat_{}_tokens_per_s", engine_tokens_per_s, "chat_vs_engine")
+    found: Figures = {}
+    for backend in BACKENDS:
+        model = spec_of(CHAT, backend).name
+        bodies = [chat_body(model, prompt, NEW_TOKENS) for prompt in prompts]
+        done = server.run("/v1/chat/completions", bodies)
+        found |= rates(CHAT_RATE.format(backend), done, done.tokens)
+    return found | best(found, CHAT_RATE, engine_tokens_per_s, "chat_vs_engine")
 
 
-def run_both(
-    server: Server,
-    endpoint: Endpoint,
-    bodies: dict[str, list[dict[str, Any]]],
-    amount: Callable[[Done], int],
-    name: str,
-) -> Figures:
-    """Return the rates of a batch on each backend, with its start and after it.
-
-    bodies: by the backend. amount: what is counted. name: of a rate, with {} for the backend.
-    """
-    found = {}
-    for backend, requests in bodies.items():
-        done = server.run(endpoint, requests)
-        rate = name.format(backend)
-        found |= shown(
-            {
-                rate: amount(done) / done.whole_s,
-                f"{rate}_after_start": amount(done) / done.run_s,
-                f"{rate}_start_s": done.start_s,
-            }
-        )
-    return found
-
-
-def best(found: Figures, name: str, peer: float, ratio: str) -> Figures:
-    """Return the better backend's rates as ratios to a peer's."""
+def rates(name: str, done: Done, amount: int) -> Figures:
+    """Return how much of something a batch did a second, with its start and after it."""
     return shown(
         {
-            f"{ratio}{end}": max(found[name.format(backend) + end] for backend in BACKENDS) / peer
+            name: amount / done.whole_s,
+            f"{name}_after_start": amount / done.run_s,
+            f"{name}_start_s": done.start_s,
+        }
+    )
+
+
+def best(found: Figures, rate: str, peer: float, ratio: str) -> Figures:
+    """Return the better backend's rates as ratios to a peer's. rate: with {} for the backend."""
+    return shown(
+        {
+            f"{ratio}{end}": max(found[rate.format(backend) + end] for backend in BACKENDS) / peer
             for end in ("", "_after_start")
         }
     )
@@ -210,29 +194,30 @@ def run_engine(prompts: list[str]) -> float:
     return float(said["tokens"] / said["seconds"])
 
 
-def online(server: Server, texts: list[str], rounds: int) -> Figures:
-    """Return when first tokens come, alone and beside a batch. texts: of all requests there are."""
-    prompts = iter(texts)  # none twice, so that nobody finds its prompt computed
-    count = len(texts) // (2 * rounds + 1)
+def online(server: Server, texts: Sequence[str], sizes: Sizes) -> Figures:
+    """Return when first tokens come, alone and while a batch is answered."""
+    numbers = itertools.count()  # before each prompt, so that none begins as one computed before
 
-    def ask(gap_s: float) -> tuple[list[float], list[float]]:
-        asked = [
-            chat_body(CHAT, prompt[:ONLINE_PROMPT], ONLINE_TOKENS)
-            for prompt in itertools.islice(prompts, count)
+    def ask(count: int, gap_s: float) -> tuple[list[float], list[float]]:
+        prompts = [
+            f"{number}: {texts[number % len(texts)][:ONLINE_PROMPT]}"
+            for number in itertools.islice(numbers, count)
         ]
-        return first_tokens(server, asked, gap_s)
+        return first_tokens(
+            server, [chat_body(CHAT, prompt, ONLINE_TOKENS) for prompt in prompts], gap_s
+        )
 
-    _, lasts = ask(1.0)
+    _, lasts = ask(WARM, 1.0)
     gap_s = statistics.median(lasts) / ONLINE_SHARE
     batch = [
-        chat_body(CHAT, f"{number}. {texts[number % len(texts)][:PROMPT]}", NEW_TOKENS)
+        chat_body(CHAT, f"Line {number}: {texts[number % len(texts)][:PROMPT]}", NEW_TOKENS)
         for number in range(BESIDE)
     ]
     times: dict[str, list[float]] = {"alone": [], "beside": []}
-    for _ in range(rounds):
-        times["alone"] += ask(gap_s)[0]
+    for _ in range(sizes.rounds):
+        times["alone"] += ask(sizes.requests, gap_s)[0]
         with server.beside("/v1/chat/completions", batch):
-            times["beside"] += ask(gap_s)[0]
+            times["beside"] += ask(sizes.requests, gap_s)[0]
     found = {"online_requests_per_s": 1 / gap_s}
     for name, seconds in times.items():
         found[f"online_ttft_p50_ms_{name}"] = 1000 * statistics.median(seconds)
@@ -244,7 +229,7 @@ def online(server: Server, texts: list[str], rounds: int) -> Figures:
 def upload(server: Server, folder: Path, megabytes: int) -> Figures:
     """Return what processes gain in memory while a file comes in, a small one having come."""
     path = folder / "upload.jsonl"
-    line = b'{"text": "%s"}\n' % (b"a" * 985)  # a thousand bytes
+    line = b'{"text": "%s"}\n' % (b"a" * 987)  # a thousand bytes
 
     def send(lines: int) -> float:
         with path.open("wb") as file:
@@ -283,8 +268,7 @@ def measure(parts: list[str], sizes: Sizes, folder: Path) -> Figures:
         if "chat" in parts:
             figures |= chat(server, prompts, figures["engine_tokens_per_s"])
         if "online" in parts:
-            asked = texts[: sizes.requests * (2 * sizes.rounds + 1)]
-            figures |= online(server, asked, sizes.rounds)
+            figures |= online(server, texts, sizes)
         if "upload" in parts:
             figures |= upload(server, folder, sizes.megabytes)
     return figures
@@ -301,6 +285,10 @@ def main() -> int:
         figures = measure(options.only or list(PARTS), sizes, Path(folder))
     about: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cpus": CPUS}
     about |= {name: version(name) for name in ("ray", "torch", "transformers", "openai")}
+    for part, rate in (("embeddings", EMBEDDING_RATE), ("chat", CHAT_RATE)):
+        found = {backend: figures.get(rate.format(backend), 0.0) for backend in BACKENDS}
+        if any(found.values()):
+            about[f"{part}_backend"] = max(BACKENDS, key=found.__getitem__)
     rounded = {name: round(value, 3) for name, value in figures.items()}
     print(json.dumps(about | asdict(sizes) | rounded))
     return 0

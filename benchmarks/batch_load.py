@@ -119,6 +119,8 @@ def first_tokens(
         async for chunk in await client.chat.completions.create(**body, stream=True):
             if not first and chunk.choices and chunk.choices[0].delta.content:
                 first = time.perf_counter() - started
+        if not first:
+            raise SystemExit("an answer has no text")
         return first, time.perf_counter() - started
 
     async def every() -> list[tuple[float, float]]:
