@@ -1,0 +1,60 @@
+"""What processes gain in resident memory while something happens, for benchmarks/batch.py."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+EVERY_S = 0.01
+
+
+class Growth:
+    """A context that watches this process's descendants. mib: the most that each has gained.
+
+    titles: what to call one -> what its title has in it. Raises SystemExit where there is none.
+    """
+
+    def __init__(self, titles: dict[str, str]) -> None:
+        self._pids = {name: _descendant(title) for name, title in titles.items()}
+        self._before = {name: _resident_mib(pid) for name, pid in self._pids.items()}
+        self.mib = dict.fromkeys(titles, 0.0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Growth:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            for name, pid in self._pids.items():
+                gained = _resident_mib(pid) - self._before[name]
+                self.mib[name] = max(self.mib[name], gained)
+
+
+def _descendant(title: str) -> int:
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal() and _is_mine(int(path.name), title):
+            return int(path.name)
+    raise SystemExit(f"no process of the platform is called '{title}'")
+
+
+def _is_mine(pid: int, title: str) -> bool:
+    try:
+        if title.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return False
+        while pid > 1 and pid != os.getpid():
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended meanwhile
+        return False
+    return pid == os.getpid()
+
+
+def _resident_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
