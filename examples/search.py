@@ -1,7 +1,7 @@
 """Search an embedded corpus: `python examples/search.py OUT "parse a date" [--top N]`.
 
-Reads what `omai-ray embed` wrote to OUT, embeds the query with the model that its footers name, in
-this process, and prints the rows whose vectors are nearest to it by cosine.
+Reads what `omai-ray embed` wrote to OUT, a local directory, embeds the query with the model that
+its footers name, in this process, and prints the rows whose vectors are nearest to it by cosine.
 """
 
 from __future__ import annotations

@@ -93,7 +93,10 @@ class Location:
 
     @classmethod
     def parse(cls, place: str | os.PathLike[str] | Location) -> Location:
-        """Return the location that a path or URI names. Raises ConfigError."""
+        """Return the location that a path or URI names.
+
+        Raises ConfigError, which never repeats a URI: there may be a secret in it.
+        """
         if isinstance(place, Location):
             return place
         given = os.fspath(place)
@@ -104,18 +107,16 @@ class Location:
         if scheme == "file":
             return cls("file", os.path.abspath(rest))  # noqa: PTH100
         if scheme not in OPTIONS:
-            raise ConfigError(f"{given}: unknown scheme '{match[1]}'; use a path, s3:// or gs://")
+            raise ConfigError(f"unknown scheme '{match[1]}'; use a path, s3:// or gs://")
+        # A secret may have a slash, before which no @ is left to tell it by.
+        if any(mark in re.split("[/?]", rest, maxsplit=1)[0] for mark in "@:"):
+            raise _credentials(f"{scheme}://…")
         query = _QUERY.search(rest)
         path = rest[: query.start()] if query else rest
-        options = _parse_options(given, scheme, query[1]) if query else ()
+        options = _parse_options(scheme, query[1]) if query else ()
         bucket, _, key = path.partition("/")
-        if "@" in bucket:
-            raise ConfigError(
-                f"{scheme}://…@{bucket.rpartition('@')[2]}: credentials do not belong in a URI; "
-                "give them in the environment"
-            )
         if not bucket:
-            raise ConfigError(f"{given}: no bucket; write {scheme}://BUCKET/KEY")
+            raise ConfigError(f"no bucket in {scheme}://…; write {scheme}://BUCKET/KEY")
         return cls(scheme, f"{bucket}/{key}".rstrip("/"), options)
 
     @property
@@ -387,15 +388,22 @@ def _failures(location: Location) -> Iterator[None]:
         raise StorageError(f"{location}: {error.strerror or error}") from error
 
 
-def _parse_options(given: str, scheme: str, query: str) -> tuple[tuple[str, str], ...]:
+def _parse_options(scheme: str, query: str) -> tuple[tuple[str, str], ...]:
     options = {}
     for pair in query.split("&"):
-        name, _, value = pair.partition("=")
+        name, equals, value = pair.partition("=")
         if name not in OPTIONS[scheme]:
             known = ", ".join(OPTIONS[scheme])
-            raise ConfigError(f"{given}: unknown option '{name}' (there are: {known})")
+            what = f"unknown option '{name}'" if equals else "an option without a value"
+            raise ConfigError(f"{scheme}://…: {what} (there are: {known})")
+        if name == "endpoint_override" and "@" in value:
+            raise _credentials(f"{scheme}://…, {name}")
         options[name] = value
     return tuple(sorted(options.items()))
+
+
+def _credentials(place: str) -> ConfigError:
+    return ConfigError(f"{place}: credentials do not belong in a URI; give them in the environment")
 
 
 @lru_cache(maxsize=64)

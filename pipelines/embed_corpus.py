@@ -69,8 +69,6 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["float32", "float16"], default="float32", help="of the vectors")
     add("--columns", help="input columns to carry, with commas between (default: all)")
     add("--row-id", action="store_true", help="add the columns source_file and source_row")
-    add("--cache", type=Path, metavar="DIR",
-        help="keep vectors on the nodes' disks, for identical texts of any run")  # fmt: skip
 
 
 def add_price(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leave-cpus", type=float, default=0.0, metavar="N",
         help="CPUs to leave of those that are free at the start")  # fmt: skip
     add("--leave-gpus", type=float, default=0.0, metavar="N", help="the same of GPUs")
+    add("--cache", type=Path, metavar="DIR",
+        help="keep vectors on the nodes' disks, for identical texts of any run")  # fmt: skip
     add("--address", metavar="RAY",
         help="HOST:PORT of a Ray cluster, or the state directory of a running `omai-ray serve` "
         "(default: a Ray of the job's own)")  # fmt: skip
@@ -226,6 +226,7 @@ def _run_options(args: argparse.Namespace) -> dict[str, Any]:
         "max_actors": max_actors,
         "leave_cpus": args.leave_cpus,
         "leave_gpus": args.leave_gpus,
+        "cache": args.cache,
         "price_per_hour": args.price_per_hour,
         "address": join_ray(args.address),
         "overwrite": args.overwrite,
@@ -248,7 +249,6 @@ def make_job(args: argparse.Namespace, settings: Settings, **options: Any) -> Em
         on_long=args.on_long,
         chunking=Chunking(args.chunk_tokens, args.chunk_overlap, args.chunk_pool),
         row_id=args.row_id,
-        cache=args.cache,
         dtype=args.dtype,
         **options,
     )

@@ -71,7 +71,12 @@ class Sample:
 
 
 def sample(job: EmbedJob, found: Preview, engine: TextEngine) -> Sample:
-    """Tokenise a slice of some of the pending units, the same ones every time."""
+    """Tokenise a slice of some of the pending units, the same ones every time.
+
+    Raises ConfigError where the model cannot be given the job's chunks.
+    """
+    if job.chunks is not None:
+        job.chunks.check_model(engine.context, engine.tokenizer.tokens_around)
     count = min(SAMPLED_UNITS, len(found.pending))
     units = [found.pending[at * len(found.pending) // count] for at in range(count)]
     parts = [part for unit in units if (part := _look(job, unit, engine)).rows]

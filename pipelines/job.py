@@ -108,15 +108,21 @@ class EmbedJob:
             raise ConfigError(
                 f"chunk options are given, and on-long is '{self.on_long}', not 'chunk'"
             )
-        self._check_sink()
+        scheme = next(iter(self.cache.parts), "") if self.cache is not None else ""
+        if scheme.endswith(":"):
+            raise ConfigError(
+                f"cache has the scheme '{scheme[:-1]}'; it is a directory on each node's own disk"
+            )
+        self._check_outside("cache", self.cache)
+        self._check_outside("sink", self.sink.directory if self.sink is not None else None)
 
-    def _check_sink(self) -> None:
-        directory = self.sink.directory if self.sink is not None else None
+    def _check_outside(self, name: str, directory: Path | None) -> None:
+        """Raise ConfigError where readers of the output would find a directory's files."""
         output = Location.parse(self.output)
         if directory is None or not output.is_local:
             return
         if directory.resolve().is_relative_to(output.local_path.resolve()):
-            raise ConfigError(f"sink {directory} lies inside the output {output}")
+            raise ConfigError(f"{name} {directory} lies inside the output {output}")
 
     @property
     def text(self) -> TextSource:

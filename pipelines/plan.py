@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ OBJECT_FOOTER_THREADS = 32  # they wait for answers, not for a disk
 SMALLEST_UNIT_ROWS = 256
 LARGEST_UNIT_ROWS = 32_768
 UNITS_WANTED = 64
+_PART = re.compile(r"-part-\d{5,}-of-\d{5,}(?=(\.[^./]*)?$)")
 
 
 @dataclass(frozen=True)
@@ -197,3 +199,8 @@ def _output_name(name: str, part: int, parts: int) -> str:
         return name
     path = PurePosixPath(name)
     return str(path.with_name(f"{path.stem}-part-{part:05d}-of-{parts:05d}{path.suffix}"))
+
+
+def possible_sources(output: str) -> set[str]:
+    """Return the input files whose unit may have this output name."""
+    return {output, _PART.sub("", output)}

@@ -18,7 +18,7 @@ from pipelines.dedup import OnceEmbedder
 from pipelines.engine import Engine, TextEngine
 from pipelines.job import OnLong, VectorDtype
 from pipelines.read import DeadLetter, Slice
-from pipelines.text_source import TextSource
+from pipelines.text_source import UNREADABLE, TextSource
 
 # Of the texts that are tokenised at once: a token takes some hundred bytes until its id is read.
 GROUP_CHARACTERS = 1 << 20
@@ -108,6 +108,8 @@ def _good_texts(part: Slice, source: TextSource, dead: Dead) -> dict[int, str]:
             dead[row] = ("null", "")
         elif isinstance(text, UnicodeDecodeError):
             dead[row] = ("invalid_utf8", str(text))
+        elif isinstance(text, UNREADABLE):
+            dead[row] = ("unreadable_value", _explain(text))
         elif not text.strip():
             dead[row] = ("empty", "")
         else:

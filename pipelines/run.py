@@ -34,6 +34,7 @@ from pipelines.run_lease import Lease, lease
 from pipelines.run_ledger import Entry
 from pipelines.run_record import RunRecord
 from pipelines.source import InputFile, check_apart, find_files
+from pipelines.strays import find_strays
 from pipelines.timeline import Timeline
 from pipelines.tombstones import bury
 from pipelines.unit import UnitResult, UnitSettings
@@ -108,12 +109,12 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
             if job.chunks is not None:
                 job.chunks.check_model(facts.context, facts.tokens_around)
             settings = describe_output(job) | {"embedding_fingerprint": facts.fingerprint}
-            if job.overwrite:
-                bury(record, record.entries.values(), "removed")
-                record.clear()
-            record.check_settings(settings)
+            if not job.overwrite:
+                record.check_settings(settings)
             plan = make_plan(job, found, record, settings, provenance(job, facts))
-            with _feed(job, found.footers, facts) as feeder:
+            with _feed(job, found.footers, facts, held) as feeder:
+                if job.overwrite:  # once nothing else can be found wrong
+                    _start_anew(record, held)
                 run = _Run(job, plan, record, held, executor, progress, feeder)
                 return run.execute(facts, began)
 
@@ -135,19 +136,19 @@ def make_plan(
     settings: dict[str, Any],
     provenance: dict[str, Any],
 ) -> Plan:
-    """Return the units, cut as the run here was if there is one.
+    """Return the units, cut as the run here was if there is one that is not to be overwritten.
 
     provenance: what the footers of all data files are to say.
     """
     total_rows = sum(footer.rows for footer in found.footers)
-    kept = (record.manifest or {}).get("unit_rows")
+    kept = None if job.overwrite else (record.manifest or {}).get("unit_rows")
     unit_rows = job.unit_rows or kept or choose_unit_rows(total_rows)
     units = plan_units(found.footers, unit_rows, digest(settings))
     files = [asdict(footer.file) | {"rows": footer.rows} for footer in found.footers]
     files += [asdict(reject.file) | {"unreadable": reject.detail} for reject in found.rejected]
     return Plan(
         units=units,
-        pending=record.pending(units),
+        pending=units if job.overwrite else record.pending(units),
         rejected=found.rejected,
         manifest={
             "settings": settings,
@@ -177,11 +178,37 @@ def provenance(job: EmbedJob, facts: EngineFacts) -> dict[str, Any]:
 def find_stale(plan: Plan, record: RunRecord) -> list[Entry]:
     """Return what files that are gone, or were cut otherwise, left in the output."""
     planned = {unit.output for unit in plan.units} | {r.file.name for r in plan.rejected}
-    return [entry for name, entry in record.entries.items() if name not in planned]
+    noted = [entry for name, entry in record.entries.items() if name not in planned]
+    before = record.manifest or {}
+    if all(before.get(key) == plan.manifest[key] for key in ("files", "unit_rows")):
+        return noted  # whatever else the run here began is planned again
+    return [*noted, *find_strays(record, planned)]
+
+
+def _start_anew(record: RunRecord, held: Lease) -> None:
+    """Delete what the run here wrote, and no other file."""
+    held.check()
+    record.reopen()
+    record.sweep()  # so that nobody commits any more
+    gone = [*record.entries.values(), *find_strays(record, planned=())]
+    _remove(record, held, gone)
+    held.check()
+    record.clear()
+
+
+def _remove(record: RunRecord, held: Lease, entries: Sequence[Entry]) -> None:
+    """Take units out of the output, and note that their rows went."""
+    held.check()
+    bury(record, entries, "removed")
+    for entry in entries:
+        held.check()
+        record.remove(entry.output)
 
 
 @contextmanager
-def _feed(job: EmbedJob, footers: Sequence[Footer], facts: EngineFacts) -> Iterator[Feeder | None]:
+def _feed(
+    job: EmbedJob, footers: Sequence[Footer], facts: EngineFacts, held: Lease
+) -> Iterator[Feeder | None]:
     """Open the job's sink, if it has one; its libraries are loaded for no other job."""
     if job.sink is None:
         yield None
@@ -196,7 +223,7 @@ def _feed(job: EmbedJob, footers: Sequence[Footer], facts: EngineFacts) -> Itera
     ]
     schema = row_schema(outputs, facts.fingerprint)
     corpus = describe_output(job)["source"]
-    with feed_sink(job.sink, Location.parse(job.output), corpus, schema) as feeder:
+    with feed_sink(job.sink, Location.parse(job.output), corpus, schema, held) as feeder:
         yield feeder
 
 
@@ -227,10 +254,13 @@ class _Run:
             price_per_hour=job.price_per_hour,
         )
         self.held.check()
-        if plan.pending or record.manifest != plan.manifest:
-            record.write_manifest(plan.manifest)
         with record.scratch() as scratch:
-            report.units_removed = self._remove_stale()
+            stale = find_stale(plan, record)
+            if plan.pending or stale or record.manifest != plan.manifest:
+                record.reopen()
+                self._remove_stale(stale)  # by the old manifest, which tells the run's own files
+                record.write_manifest(plan.manifest)
+            report.units_removed = len(stale)
             self._reject_files(scratch)
             if self.feeder:
                 self.feeder.catch_up(record.entries, {unit.output for unit in plan.pending})
@@ -245,14 +275,11 @@ class _Run:
         self._complete(report)
         return report
 
-    def _remove_stale(self) -> int:
+    def _remove_stale(self, stale: list[Entry]) -> None:
         """Remove what is stale; note what goes, and what files that changed replace."""
-        stale = find_stale(self.plan, self.record)
-        bury(self.record, stale, "removed")
+        _remove(self.record, self.held, stale)
+        self.held.check()
         bury(self.record, self._find_replaced(), "replaced")
-        for entry in stale:
-            self.record.remove(entry.output)
-        return len(stale)
 
     def _find_replaced(self) -> list[Entry]:
         keys = {unit.output: unit.key for unit in self.plan.pending}
@@ -264,8 +291,9 @@ class _Run:
         record = self.record
         for reject in self.plan.rejected:
             name, key = reject.file.name, _rejected_key(reject)
-            if record.is_noted(name, key):
+            if record.has_rejected(name, key):
                 continue
+            self.held.check()
             record.output.child(name).delete()
             letter = DeadLetter(None, None, "unreadable_footer", reject.detail)
             commit_dead_letters(record.output, name, scratch, name, [letter])
@@ -328,6 +356,8 @@ class _Run:
             record.write_report(report.to_dict(), render_page(report))
         if report.ok:
             record.write_success(report.to_dict())
+        else:
+            record.reopen()  # an earlier run may have allowed more dead rows
 
 
 def _rejected_key(reject: RejectedFile) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from uuid import uuid4
 
 from omai_ray.errors import ConfigError
@@ -191,8 +192,16 @@ def check_ours(output: Location) -> None:
 
 
 def _top_level(output: Location) -> list[str]:
-    """Return what a directory holds; in a store, what there are objects below."""
+    """Return the names in a directory that are files, or that there are files below.
+
+    Directories alone are what a run leaves of an input's tree that it cleared.
+    """
     if not output.is_local:
         return sorted({stat.name.partition("/")[0] for stat in output.list()})
     path = output.local_path
-    return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    found = path.iterdir() if path.is_dir() else ()
+    return sorted(entry.name for entry in found if _has_files(entry))
+
+
+def _has_files(path: Path) -> bool:
+    return not path.is_dir() or any(files for _, _, files in os.walk(path))

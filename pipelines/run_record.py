@@ -80,9 +80,13 @@ class RunRecord:
                 "Choose another directory, or delete that run with --overwrite"
             )
 
+    def reopen(self) -> None:
+        """Tell readers that they may no longer take the output for complete."""
+        self.output.child(SUCCESS).delete()
+
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Record what the run is; readers may no longer take the output for complete."""
-        self.output.child(SUCCESS).delete()
+        self.reopen()
         write_json(self._manifest, manifest)
         self.manifest = manifest
 
@@ -91,14 +95,15 @@ class RunRecord:
         entry = self.entries.get(output)
         return entry is not None and entry.key == key
 
+    def has_rejected(self, output: str, key: str) -> bool:
+        """Say whether an unreadable file is noted, and its dead letter there."""
+        return self.is_noted(output, key) and self.output.child(f"{DEAD_LETTERS}/{output}").exists()
+
     def pending(self, units: Sequence[Unit]) -> list[Unit]:
-        """Return the units that the ledger does not have, or whose file is not there, whole."""
+        """Return the units that the ledger does not have, or whose files are not there, whole."""
         noted = [unit for unit in units if self.is_noted(unit.output, unit.key)]
         sizes = {stat.name: stat.size for stat in self.output.list()} if noted else {}
-        whole = {
-            unit.output for unit in noted
-            if self.entries[unit.output].bytes in (None, sizes.get(unit.output))
-        }  # fmt: skip
+        whole = {u.output for u in noted if _is_whole(self.entries[u.output], sizes)}
         return [unit for unit in units if unit.output not in whole]
 
     def append(self, entry: Entry) -> None:
@@ -116,11 +121,7 @@ class RunRecord:
         self.append(Entry(output, key="", removed=True))
 
     def clear(self) -> None:
-        """Delete what the run here wrote, and no other file."""
-        self.output.child(SUCCESS).delete()
-        for name in list(self.entries):
-            self.remove(name)
-        self.sweep()
+        """Forget the run here, whose units are removed already."""
         self._delete_dead_letters()
         self._ledger.delete()
         self._manifest.delete()
@@ -178,3 +179,10 @@ class RunRecord:
     def write_success(self, summary: dict[str, Any]) -> None:
         """Mark the output complete."""
         write_json(self.output.child(SUCCESS), summary)
+
+
+def _is_whole(entry: Entry, sizes: Mapping[str, int]) -> bool:
+    """Say whether an entry's files are there. sizes: of all files, by name."""
+    if (entry.dead or entry.dead_files) and f"{DEAD_LETTERS}/{entry.output}" not in sizes:
+        return False
+    return entry.bytes in (None, sizes.get(entry.output))

@@ -40,7 +40,7 @@ def find_files(source: str) -> list[InputFile]:
     Raises ConfigError where there is nothing that can be read, StorageError for a store.
     """
     place = Location.parse(source)
-    files = list(_local_files(source) if place.is_local else _objects(place))
+    files = list(_local_files(place.path) if place.is_local else _objects(place))
     if not files:
         raise ConfigError(f"{source}: no parquet files here ({', '.join(SUFFIXES)})")
     return sorted(files, key=lambda file: file.name)
@@ -60,8 +60,8 @@ def check_apart(source: str, output: str | os.PathLike[str] | Location) -> None:
     if place.scheme != target.scheme:
         return
     if place.is_local:
-        root, is_glob = _root(source)
-        many = is_glob or Path(source).is_dir()  # what is not there is find_files' to refuse
+        root, is_glob = _root(place.path)
+        many = is_glob or Path(place.path).is_dir()  # what is not there is find_files' to refuse
         inside = many and target.local_path.resolve().is_relative_to(root.resolve())
     else:
         inside = PurePosixPath(target.path).is_relative_to(_fixed(place).path)
@@ -143,6 +143,11 @@ def _objects(place: Location) -> Iterator[InputFile]:
     for stat in fixed.list():
         parts = stat.name.split("/")
         wanted = _matches(parts, pattern) if pattern else _is_input(parts)
+        if wanted and any(part in ("", ".", "..") for part in parts):
+            raise ConfigError(
+                f"{fixed}/{stat.name}: a key with an empty part, or one of dots, has no place in "
+                "an output; rename it, or name the others by a glob"
+            )
         if wanted:
             yield InputFile(stat.name, fixed.child(stat.name).uri, stat.size, stat.mtime_ns)
 

@@ -13,7 +13,9 @@ from omai_ray.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Text = str | UnicodeDecodeError | None
+Text = str | ValueError | OverflowError | None
+# Text that is not UTF-8, which readers do not check; a date that Python has not.
+UNREADABLE = (ValueError, OverflowError)
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
@@ -34,7 +36,7 @@ class TextSource:
         return list(dict.fromkeys(column for _, column in self.parts if column))
 
     def texts(self, batch: pa.RecordBatch) -> list[Text]:
-        """Return each row's text, the error where it is not UTF-8; None where all is null."""
+        """Return each row's text, the error where it cannot be read; None where all is null."""
         if not self.joined:
             return _values(batch.column(self.parts[0][1]))
         values = {name: _values(batch.column(name)) for name in self.columns}
@@ -43,7 +45,7 @@ class TextSource:
 
     def _join(self, row: dict[str, Any]) -> Text:
         for value in row.values():
-            if isinstance(value, UnicodeDecodeError):
+            if isinstance(value, UNREADABLE):
                 return value
         if all(value is None for value in row.values()):
             return None
@@ -107,11 +109,11 @@ def is_scalar(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Return a column's values. Readers do not check UTF-8, so a row can fail to decode."""
+    """Return a column's values, the error in place of one that Python cannot have."""
     column = _in_microseconds(column)
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
+    except UNREADABLE:
         return [_value(value) for value in column]
     return values
 
@@ -119,7 +121,7 @@ def _values(column: pa.Array) -> list[Any]:
 def _value(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError as error:
+    except UNREADABLE as error:
         return error
 
 

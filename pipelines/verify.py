@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from omai_ray.errors import ConfigError
 from omai_ray.storage import Location, ObjectNotFound, StorageError
 from pipelines.commit import DEAD_LETTERS, ROW_GROUP_ROWS, hash_file
-from pipelines.job import EMBEDDING_COLUMN
+from pipelines.job import EMBEDDING_COLUMN, FORMAT_VERSION
 from pipelines.output_rows import footer_metadata
 from pipelines.read import BUFFER_BYTES
 from pipelines.run_lease import RUN
@@ -63,11 +63,18 @@ class Verification:
 def verify(output: str | os.PathLike[str]) -> Verification:
     """Check every file of an output that no run is at work in; nothing is written.
 
-    Raises ConfigError where there is no run, OutputMismatch where its records are damaged.
+    Raises ConfigError where there is no run, or one of another format, OutputMismatch where its
+    records are damaged.
     """
     record = RunRecord(output, mend=False)
     if record.manifest is None:
         raise ConfigError(f"{record.output} holds no run of `omai-ray embed`")
+    version = record.manifest["settings"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{record.output} was written in format {version}, and this release reads format "
+            f"{FORMAT_VERSION}; verify it with the release that wrote it"
+        )
     entries = list(record.entries.values())
     check = partial(_check_entry, record.output, record.manifest["provenance"])
     with ThreadPoolExecutor(THREADS) as pool:
@@ -188,10 +195,12 @@ def _listed(reasons: Counter[str]) -> str:
 
 
 def _foreign(output: Location, entries: list[Entry]) -> Iterator[Defect]:
-    """Yield files that no unit has: readers would take them for data."""
+    """Yield files that no unit has: readers would take them for data, unless a dot hides them."""
     known = {entry.output for entry in entries if entry.bytes is not None}
     known |= {f"{DEAD_LETTERS}/{entry.output}" for entry in entries}
     for name in (stat.name for stat in output.list()):
+        if name.rpartition("/")[2].startswith("."):
+            continue
         if name.partition("/")[0] not in (RUN, SCRATCH, SUCCESS) and name not in known:
             yield Defect(name, "no run wrote this file")
 

@@ -108,7 +108,7 @@ def _plan(args: argparse.Namespace) -> int:
     job, found = _preview(args, actors=args.actors, price_per_hour=args.price_per_hour)
     sampled = sample(job, found, TokenizerOnly(job.model))
     speed = args.tokens_per_s
-    if args.measure:
+    if args.measure and found.pending:
         speed = measure(job.engine_factory(job.model), sampled)
     result = estimate(job, found, sampled, speed)
     if args.json:

@@ -19,7 +19,7 @@ from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.storage import Location
 from pipelines.errors import RunFailed, brief
 from pipelines.job import digest
-from pipelines.run_lease import RUN
+from pipelines.run_lease import RUN, Lease
 from pipelines.run_ledger import Entry, open_ledger
 from pipelines.sinks.rows import CommittedUnit
 from pipelines.sinks.sink import Sink, SinkTarget, connect
@@ -30,12 +30,27 @@ _log = logging.getLogger(__name__)
 
 
 class FedLedger:
-    """Which units a sink has, in a ledger of its own. entries: as they were fed, by name."""
+    """Which units a sink has, in a ledger of its own.
+
+    entries: as they were fed, by name; one without a key is of rows that may be there or not.
+    """
 
     def __init__(self, output: Location, target: SinkTarget) -> None:
         name = f"{target.kind}-{digest(target.shown)[:16]}"
         self._ledger = open_ledger(output.child(f"{RUN}/sinks/{name}"))
         self.entries = self._ledger.read()
+
+    def intend(self, name: str) -> None:
+        """Note, durably, that the sink is about to change a unit's rows.
+
+        A run that is killed before it notes the change leaves the next to make it, or to take the
+        rows back: without a trace, they would stay for good once the input has lost them.
+        """
+        intent = Entry(name, key="")
+        if self.entries.get(name) != intent:
+            self._ledger.append(intent)
+            self._ledger.flush()
+            self.entries[name] = intent
 
     def note(self, entry: Entry) -> None:
         """Add an entry."""
@@ -46,9 +61,13 @@ class FedLedger:
             self.entries[entry.output] = entry
 
     def has(self, entry: Entry) -> bool:
-        """Say whether the sink has just this version of a unit."""
+        """Say whether the sink has just this version of a unit.
+
+        With the same key, rows may differ by those that a model failed on: then the bytes do.
+        """
         fed = self.entries.get(entry.output)
-        return fed is not None and fed.key == entry.key
+        same = fed is not None and (fed.key, fed.sha256) == (entry.key, entry.sha256)
+        return same and bool(entry.key)
 
     def flush(self) -> None:
         """Make every entry durable; a unit whose entry was lost is fed again, to the same rows."""
@@ -63,8 +82,9 @@ class FedLedger:
 class Feeder:
     """Feeds a sink in the one thread of a pool; used by one other thread.
 
-    corpus: the job's source. schema: of the sink's rows. rows: fed so far. Failures are raised by
-    `add` and `finish`; what is waiting after one, or after `stop`, is not fed.
+    corpus: the job's source. schema: of the sink's rows. held: the output, without which nothing
+    is fed. rows: fed so far. Failures are raised by `add` and `finish`; what is waiting after one,
+    or after `stop`, is not fed.
     """
 
     def __init__(
@@ -76,9 +96,10 @@ class Feeder:
         output: Location,
         corpus: str,
         schema: pa.Schema,
+        held: Lease,
     ) -> None:
         self._pool, self._sink, self._ledger, self.name = pool, sink, ledger, name
-        self._output, self._corpus, self._schema = output, corpus, schema
+        self._output, self._corpus, self._schema, self._held = output, corpus, schema, held
         self.rows = 0
         self._stopped = threading.Event()
         self._failure: OMAiError | None = None
@@ -130,7 +151,9 @@ class Feeder:
     def _apply(self, entry: Entry) -> None:
         if self._ledger.has(entry):
             return
-        unit = CommittedUnit(self._output, entry.output, entry.key, self._corpus, self._schema)
+        self._held.check()
+        unit = CommittedUnit(self._output, entry, self._corpus, self._schema)
+        self._ledger.intend(entry.output)
         if entry.removed:
             self._attempt(lambda: self._sink.remove(unit.id))
         else:
@@ -154,16 +177,17 @@ class Feeder:
 
 @contextmanager
 def feed_sink(
-    target: SinkTarget, output: Location, corpus: str, schema: pa.Schema
+    target: SinkTarget, output: Location, corpus: str, schema: pa.Schema, held: Lease
 ) -> Iterator[Feeder]:
     """Open a sink before any work, and feed it while the context lasts.
 
-    schema: as of `row_schema`. Raises ConfigError where the sink takes no such rows, or is away.
+    schema: as of `row_schema`. held: the output. Raises ConfigError where the sink takes no such
+    rows, or is away.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="sink") as pool:  # has all of the sink's calls
         ledger = FedLedger(output, target)
         sink = pool.submit(_open, target, ledger, schema).result()
-        feeder = Feeder(pool, sink, target.shown, ledger, output, corpus, schema)
+        feeder = Feeder(pool, sink, target.shown, ledger, output, corpus, schema, held)
         try:
             yield feeder
         finally:

@@ -20,9 +20,11 @@ from omai_ray.storage import Location
 from pipelines.commit import DEAD_LETTERS
 from pipelines.errors import RunFailed
 from pipelines.job import EMBEDDING_COLUMN, digest
+from pipelines.run_ledger import Entry
 from pipelines.sinks.sink import FINGERPRINT
 
 BATCH_ROWS = 256
+BATCH_BYTES = 8 << 20
 CHUNK_COLUMN = "chunk"
 IDENTITY = pa.schema(
     [
@@ -112,17 +114,15 @@ def row_id(corpus: str, file: str, row: int, chunk: int) -> str:
 class CommittedUnit:
     """A unit's data file, as a sink reads it.
 
-    output: the job's directory. name, key: as in the ledger. corpus: the job's source, so that
-    several corpora can share a table. schema: of `row_schema`. rows: of the batches so far.
+    output: the job's directory. entry: of its ledger. corpus: the job's source, so that several
+    corpora can share a table. schema: of `row_schema`. rows: of the batches so far.
     """
 
-    def __init__(
-        self, output: Location, name: str, key: str, corpus: str, schema: pa.Schema
-    ) -> None:
-        self.id = unit_id(corpus, name)
-        self.version = key[:16]
+    def __init__(self, output: Location, entry: Entry, corpus: str, schema: pa.Schema) -> None:
+        self.id = unit_id(corpus, entry.output)
+        self.version = digest([entry.key, entry.sha256])[:16]
         self.rows = 0
-        self._output, self._name, self._corpus, self._schema = output, name, corpus, schema
+        self._output, self._name, self._corpus, self._schema = output, entry.output, corpus, schema
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, some at a time. Raises RunFailed where they do not add up."""
@@ -141,7 +141,7 @@ class CommittedUnit:
                 done += int((chunks == 0).sum())
                 if done <= len(kept):
                     self.rows += batch.num_rows
-                    yield self._attach(batch, source, kept[places], chunks)
+                    yield from _portions(self._attach(batch, source, kept[places], chunks))
         if done != len(kept):
             raise RunFailed(
                 f"{self._name} has {done} rows, and {len(kept)} of the input's are not "
@@ -187,6 +187,16 @@ class CommittedUnit:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
+def _portions(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield the rows again, in batches of at most BATCH_BYTES, or of one row that is larger."""
+    if batch.num_rows < 2 or batch.nbytes <= BATCH_BYTES:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _portions(batch.slice(0, half))
+    yield from _portions(batch.slice(half))
+
+
 def _chunks(batch: pa.RecordBatch, chunked: bool) -> npt.NDArray[np.int32]:
     if not chunked:
         return np.zeros(batch.num_rows, np.int32)
@@ -221,10 +231,31 @@ def json_rows(batch: pa.RecordBatch, without: Iterable[str] = ()) -> list[dict[s
     """Return the rows, apart from vectors, as JSON has them: no NaN, no NUL, dates in ISO 8601."""
     left_out = {EMBEDDING_COLUMN, *without}
     names = [name for name in batch.schema.names if name not in left_out]
+    columns = [_json_values(batch.column(name)) for name in names]
     return [
-        {name: _json_value(value) for name, value in row.items()}
-        for row in batch.select(names).to_pylist()
+        {name: values[row] for name, values in zip(names, columns, strict=True)}
+        for row in range(batch.num_rows)
     ]
+
+
+def _json_values(column: pa.Array) -> list[Any]:
+    try:
+        return [_json_value(value) for value in column.to_pylist()]
+    except (OverflowError, ValueError):
+        return [_json_scalar(value) for value in column]
+
+
+def _json_scalar(value: pa.Scalar) -> Any:
+    """Return a value; a time that Python does not have as Arrow writes it, null if it cannot."""
+    try:
+        return _json_value(value.as_py())
+    except (OverflowError, ValueError):
+        pass
+    try:
+        text = str(value.cast(pa.string()).as_py())
+    except (ValueError, pa.ArrowException):
+        return None
+    return None if text.startswith("<") else text.replace(" ", "T", 1)
 
 
 def _json_value(value: Any) -> Any:

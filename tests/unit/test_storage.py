@@ -234,6 +234,34 @@ def test_a_secret_in_a_uri_is_refused_without_being_repeated() -> None:
     assert "hunter2" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://AKIA1:hun/ter2@bucket/key",
+        "s3://AKIA1:hunter2@bucket/key?regon=x",
+        "s3://AKIA1:hun?ter2@bucket/key",
+        "s3n://AKIA1:hunter2@bucket/key",
+        "s3://bucket/key?secret_key=hunter2",
+        "s3://bucket/key?region=x&hunter2",
+        "s3://bucket/key?endpoint_override=https://AKIA1:hunter2@host",
+        "s3:///hunter2",
+    ],
+)
+def test_what_is_refused_is_not_repeated(place: str) -> None:
+    """A secret may be anywhere in it."""
+    with pytest.raises(ConfigError) as refused:
+        Location.parse(place)
+    assert not [part for part in ("AKIA1", "hun", "ter2") if part in refused.value.message]
+
+
+def test_an_endpoint_may_have_a_port() -> None:
+    """It is no password, and a bucket's root no name of a user."""
+    place = Location.parse("s3://bucket?endpoint_override=http://host:9000")
+    assert (str(place), dict(place.options)) == (
+        "s3://bucket", {"endpoint_override": "http://host:9000"}
+    )  # fmt: skip
+
+
 def test_places_survive_text_and_pickling() -> None:
     """They travel to workers."""
     for text in ("s3://b/k=1/x?region=eu&scheme=http", "gs://b/x y?anonymous=true", "/a/b"):

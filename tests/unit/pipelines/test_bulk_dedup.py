@@ -232,3 +232,12 @@ def test_the_ledger_and_the_completion_record_count_output_rows(
     assert pq.read_metadata(Path(job.output) / "a.parquet").num_rows == 3
     success = json.loads((Path(job.output) / "_SUCCESS.json").read_text())
     assert success["total_output_rows"] == 3
+
+
+def test_a_cache_in_the_output_or_in_a_store_is_refused(make_job: Job, tmp_path: Path) -> None:
+    """Before any work; what may be a secret is not repeated."""
+    with pytest.raises(ConfigError, match=r"cache .* lies inside the output"):
+        make_job(cache=tmp_path / "out" / "cache")
+    with pytest.raises(ConfigError, match="cache has the scheme 's3'") as refused:
+        make_job(cache=Path("s3://someone:hunter2@bucket/cache"))
+    assert "hunter2" not in refused.value.message

@@ -492,3 +492,13 @@ def test_the_completion_record_and_manifest_tell_no_endpoint_options(
     assert run(make_job(source=at("in", max_attempts=4), output=at("out"))).units_done == 0
     table = pq.read_table(Location.parse(at("out/a.parquet")).open_input())
     assert table.num_rows == 17
+
+
+def test_a_key_that_no_output_can_mirror_is_refused_by_name(
+    corpus: Path, at: Callable[..., str], s3: S3Server
+) -> None:
+    """Where a path would have an empty part."""
+    s3.buckets[BUCKET]["in/d//x.parquet"] = s3.buckets[BUCKET]["in/a.parquet"]
+    with pytest.raises(ConfigError, match=r"in/d//x\.parquet: a key with an empty part"):
+        find_files(at("in"))
+    assert [file.name for file in find_files(at("in/*.parquet"))] == ["a.parquet"]

@@ -166,3 +166,13 @@ def test_an_output_inside_the_input_is_refused(write_corpus: Corpus) -> None:
         check_apart(str(root), root / "out")
     check_apart(str(root), root.parent / "out")
     check_apart(str(root / "missing"), root / "out")  # find_files says what is wrong with it
+
+
+def test_a_local_input_may_be_a_uri(write_corpus: Callable[..., Path]) -> None:
+    """A directory, a file or a glob of them."""
+    root = write_corpus({"a.parquet": ["x"], "d/b.parquet": ["y"]})
+    assert find_files(f"file://{root}") == find_files(str(root))
+    assert find_files(f"file://{root}/a.parquet") == find_files(f"{root}/a.parquet")
+    assert [file.name for file in find_files(f"file://{root}/*/*.parquet")] == ["d/b.parquet"]
+    with pytest.raises(ConfigError, match="lies inside the input"):
+        check_apart(f"file://{root}", root / "out")

@@ -12,6 +12,7 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.cli import main
 from omai_ray.engines.embedding.engine import EmbeddingEngine
 from omai_ray.errors import ConfigError
+from pipelines.chunk import Chunking
 from pipelines.estimate import MEASURE_S, SAMPLED_UNITS, TokenizerOnly, estimate, measure, sample
 from pipelines.job import EmbedJob
 from pipelines.preview import Preview, describe_files, preview
@@ -347,3 +348,38 @@ def test_a_tokenizer_alone_gives_the_engines_ids(model: Path) -> None:
     alone, engine = TokenizerOnly(spec), EmbeddingEngine(spec)
     assert alone.tokenize(texts) == engine.tokenize(texts)
     assert alone.context == engine.context
+
+
+def test_chunks_that_the_model_cannot_be_given_are_refused(
+    root: Path, make_job: Job, engine: Any
+) -> None:
+    """As the run would be."""
+    job = make_job(on_long="chunk", chunking=Chunking(tokens=99))
+    with pytest.raises(ConfigError, match="chunk-tokens is 99; the model accepts 8"):
+        sample(job, look(job), engine)
+
+
+def test_measuring_for_nothing_is_left_out(
+    root: Path, model: Path, make_job: Job, run: Run, engine: Any,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The model is not loaded."""
+
+    def load(*_: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    spec = ModelSpec(name="model", task="embedding", source=str(model))
+    engine.provenance = describe_files(spec)
+    run(make_job(model=spec))
+    monkeypatch.setattr(EmbeddingEngine, "__init__", load)
+    assert main(command("plan", root, model, "--measure")) == 0
+    assert "0 of 3 to do, 0 rows" in capsys.readouterr().out
+
+
+def test_a_cache_is_no_option_of_a_preview(
+    root: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would not be looked into."""
+    with pytest.raises(SystemExit):
+        main(command("plan", root, model, "--cache", "dir"))
+    assert "unrecognized arguments: --cache dir" in capsys.readouterr().err

@@ -177,3 +177,20 @@ def test_a_column_that_would_be_written_over_is_refused_by_name(
     with pytest.raises(ConfigError, match=r"has a column 'source_row' already.*--columns"):
         run(make_job(row_id=True))
     run(make_job(row_id=True, columns=("text",)))
+
+
+def test_a_date_that_python_does_not_have_spoils_its_row_alone(
+    tmp_path: Path, make_job: Job, run: Run, dead_letters: Dead
+) -> None:
+    """Parquet's dates go on for millions of years."""
+    (tmp_path / "in").mkdir()
+    days = pa.array([0, 100_000_000, None], pa.int32()).view(pa.date32())
+    seconds = pa.array([0, 0, 2**50], pa.int64()).view(pa.timestamp("s"))
+    table = pa.table({"day": days, "at": seconds})
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    job = make_job(column=None, template="{day} {at}", columns=("day",))
+    assert run(job).total_rows_written == 1
+    assert dead_letters(Path(job.output)) == [
+        ("a.parquet", 1, 1, "unreadable_value"),
+        ("a.parquet", 2, 1, "unreadable_value"),
+    ]

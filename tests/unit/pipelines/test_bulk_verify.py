@@ -250,3 +250,41 @@ def test_what_cannot_be_read_is_said_in_one_line(
     assert said.startswith(f"omai-ray: {manifest}: ")
     assert said.endswith("is a directory\n")
     assert said.count("\n") == 1
+
+
+def test_a_hidden_file_is_no_data(output: Path) -> None:
+    """Such as what a killed process was writing; readers skip it."""
+    (output / "d=1" / ".0123.tmp").write_bytes(b"half")
+    (output / ".0123.tmp").write_bytes(b"half")
+    assert problems(output) == []
+
+
+def test_dead_letters_that_are_gone_are_made_again(output: Path, make_job: Job, run: Run) -> None:
+    """A unit's, and those of a file that cannot be read."""
+    names = {path.name for path in (output / "_dead_letters").iterdir()}
+    assert names == {"a-part-00000-of-00002.parquet", "bad.parquet"}
+    for name in names:
+        (output / "_dead_letters" / name).unlink()
+    assert run(make_job()).units_done == 1
+    assert problems(output) == []
+
+
+def test_an_output_of_another_format_is_refused(output: Path) -> None:
+    """Its records say less."""
+    path = output / "_run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["format_version"] = 1
+    del manifest["provenance"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="was written in format 1, and this release reads"):
+        verify(output)
+
+
+def test_an_output_is_not_complete_for_one_who_allows_fewer_dead_rows(
+    output: Path, make_job: Job, run: Run
+) -> None:
+    """Though nothing is left to do."""
+    assert not run(make_job(max_dead=0.0)).ok
+    assert [file for file, _ in problems(output)] == ["_SUCCESS.json"]
+    assert run(make_job()).ok
+    assert problems(output) == []

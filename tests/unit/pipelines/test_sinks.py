@@ -25,6 +25,7 @@ from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
 from pipelines.read import DeadLetter
 from pipelines.report import Report
+from pipelines.run_lease import Lease
 from pipelines.run_ledger import Entry
 from pipelines.sinks import feed, rows
 from pipelines.sinks.rows import CommittedUnit, json_rows, row_schema
@@ -117,7 +118,7 @@ from tests.unit.pipelines.conftest import FakeEngine, LocalExecutor
 note = FedLedger.note
 
 def note_once(ledger, entry):
-    if ledger.entries:
+    if any(fed.key for fed in ledger.entries.values()):
         os.kill(os.getpid(), signal.SIGKILL)
     note(ledger, entry)
 
@@ -273,7 +274,7 @@ def test_a_run_killed_between_the_sink_and_its_ledger_leaves_each_row_once(
     fed = {stored.unit for stored in store.rows().values()}
     assert len(fed) == 2
     ledger = feed.FedLedger(Location.parse(job.output), parse_target(store.uri))
-    assert len(ledger.entries) == 1
+    assert sum(bool(entry.key) for entry in ledger.entries.values()) == 1
     fill()
     assert texts(store) == ALIVE
 
@@ -293,6 +294,44 @@ def test_a_ledger_that_cannot_be_written_ends_the_run(
             fill()
     assert fill().sink_rows == 7
     assert texts(store) == ALIVE
+
+
+def test_rows_that_were_put_and_not_noted_go_with_their_input(
+    store: Store, write_corpus: Corpus, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run is about to put is noted before."""
+    root = write_corpus(FILES)
+
+    def fail(ledger: feed.FedLedger, entry: Entry) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed.FedLedger, "note", fail)
+        with pytest.raises(RunFailed, match="No space left on device"):
+            fill()
+    assert {file for file, _, _ in store.rows()} == {"a.parquet"}
+    (root / "a.parquet").unlink()
+    fill()
+    assert {file for file, _, _ in store.rows()} == {"d=1/b.parquet"}
+
+
+def test_rows_that_failed_before_an_overwrite_and_not_after_it_are_fed(
+    store: Store, write_corpus: Corpus, fill: Fill, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit is the same, its file is not."""
+    write_corpus({"a.parquet": ["w0", "w1"]})
+    embed_ids, ids_of_w1 = engine.embed_ids, engine.tokenize(["w1"])[0]
+
+    def fail(inputs: Any) -> Any:
+        if ids_of_w1 in inputs:
+            raise RuntimeError("out of memory")
+        return embed_ids(inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "embed_ids", fail)
+        assert fill().sink_rows == 1
+    assert fill(overwrite=True).sink_rows == 2
+    assert texts(store) == {("a.parquet", 0, 0): "w0", ("a.parquet", 1, 0): "w1"}
 
 
 def test_a_sink_that_fails_ends_the_run_which_then_resumes(
@@ -477,7 +516,8 @@ def write_unit(
     pq.write_table(table, output / "u.parquet")
     commit_dead_letters(Location.parse(output), "u.parquet", output, "a.parquet", dead)
     schema = row_schema([table.schema], "f" * 64)
-    return CommittedUnit(Location.parse(output), "u.parquet", "k" * 64, "corpus", schema)
+    entry = Entry("u.parquet", "k" * 64)
+    return CommittedUnit(Location.parse(output), entry, "corpus", schema)
 
 
 def test_chunks_of_a_row_are_numbered_and_rows_after_them_keep_their_numbers(
@@ -516,6 +556,66 @@ def test_rows_that_do_not_add_up_are_not_fed(tmp_path: Path, source_rows: str) -
         list(unit.batches())
 
 
+def test_a_batch_is_bounded_in_bytes_unless_one_row_is_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts would make requests that a server refuses."""
+    monkeypatch.setattr(rows, "BATCH_BYTES", 2000)
+    values = {"text": [*["short"] * 20, "long" * 1000, *["short"] * 3]}
+    unit = write_unit(tmp_path, values, "0:24")
+    batches = list(unit.batches())
+    assert [row for batch in batches for row in batch["omai_row"].to_pylist()] == [*range(24)]
+    assert [batch.num_rows for batch in batches if batch.nbytes > 2000] == [1]
+    assert max(batch.num_rows for batch in batches) > 1
+
+
+class Recorder:
+    """A sink that notes what it is asked to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def exists(self) -> bool:
+        """Return that it is there."""
+        return True
+
+    def prepare(self, schema: pa.Schema) -> None:
+        """Take any rows."""
+
+    def put(self, unit: str, version: str, batches: Iterator[pa.RecordBatch]) -> None:
+        """Note it."""
+        self.asked.append("put")
+
+    def remove(self, unit: str) -> None:
+        """Note it."""
+        self.asked.append("remove")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Lost(Lease):
+    """The lease of a run that overslept."""
+
+    def check(self) -> None:
+        """Raise."""
+        raise RunFailed("no longer this run's")
+
+
+def test_a_run_that_lost_its_output_feeds_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may feed other rows by now."""
+    sink, target = Recorder(), SinkTarget("qdrant", "uri", "shown", "docs")
+    monkeypatch.setattr(feed, "connect", lambda _: sink)
+    schema = pa.schema([])
+    with feed.feed_sink(target, Location.parse(tmp_path), "in", schema, Lost()) as feeder:
+        feeder.add(Entry("a.parquet", "key", bytes=1))
+        with pytest.raises(RunFailed, match="no longer this run's"):
+            feeder.finish()
+    assert sink.asked == []
+
+
 def test_columns_that_no_table_can_have_together_are_refused() -> None:
     """Before any work, with what to do."""
     vector = pa.field("embedding", pa.list_(pa.float32(), 2))
@@ -540,6 +640,18 @@ def test_payloads_have_no_vector_and_nothing_that_json_lacks() -> None:
     )
     assert json_rows(batch, without=["omai_id"]) == [
         {"when": "2026-01-31T12:30:00", "price": "12345.00", "nan": None}
+    ]
+
+
+def test_a_time_that_python_does_not_have_is_in_a_payload_as_text_or_null() -> None:
+    """Its neighbours are as ever."""
+    days = pa.array([1, 5_000_000, 100_000_000], pa.int32()).view(pa.date32())
+    seconds = pa.array([1, 10**12, 2**62], pa.int64()).view(pa.timestamp("s"))
+    found = json_rows(pa.RecordBatch.from_pydict({"day": days, "at": seconds}))
+    assert found == [
+        {"day": "1970-01-02", "at": "1970-01-01T00:00:01"},
+        {"day": "15659-07-15", "at": None},
+        {"day": None, "at": None},
     ]
 
 
@@ -598,7 +710,9 @@ def test_a_password_is_in_no_message_report_or_ledgers_name(tmp_path: Path) -> N
     assert "hidden" not in repr(first)
     assert first.shown == "postgresql://u@host/db?table=t"
     feed.FedLedger(Location.parse(tmp_path), first).note(Entry("a", "key"))
-    assert feed.FedLedger(Location.parse(tmp_path), second).has(Entry("a", "key"))
+    ledger = feed.FedLedger(Location.parse(tmp_path), second)
+    assert ledger.has(Entry("a", "key"))
+    assert not ledger.has(Entry("a", "key", sha256="other"))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
