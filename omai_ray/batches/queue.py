@@ -52,6 +52,19 @@ class Overview:
     failed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A closed batch's files, whose content is durable; None for one that would be empty.
+
+    completed: lines of the output file. problems: what neither of them tells.
+    """
+
+    output: File | None
+    error: File | None
+    completed: int
+    problems: tuple[Problem, ...] = ()
+
+
 class BatchQueue:
     """What drivers and workers do with batches; raises Overloaded where the database is away.
 
@@ -84,11 +97,18 @@ class BatchQueue:
             rows = (await connection.execute(taken)).mappings().all()
         return sorted((Batch.from_row(row) for row in rows), key=lambda batch: batch.created)
 
-    async def renew(self, holder: str, lease_s: float) -> set[str]:
-        """Keep what the holder has for longer; return the ids."""
+    async def renew(self, holder: str, driven: Iterable[str], lease_s: float) -> set[str]:
+        """Keep those batches that the holder drives, and has, for longer; return their ids.
+
+        What it has without knowing, as a claim may be committed and fail, is free again by and by.
+        """
         kept = (
             update(batches)
-            .where(batches.c.holder == holder, batches.c.status.in_(UNFINISHED))
+            .where(
+                batches.c.id.in_(list(driven)),
+                batches.c.holder == holder,
+                batches.c.status.in_(UNFINISHED),
+            )
             .values(held_until=self._clock() + lease_s)
             .returning(batches.c.id)
         )
@@ -229,14 +249,14 @@ class BatchQueue:
         batch: Batch,
         holder: str,
         outcome: BatchOutcome,
-        output: File | None,
-        error: File | None,
+        assembled: Assembled,
     ) -> None:
-        """End a closed batch, and make files of what was assembled.
+        """End a closed batch, and make files of what was assembled, of which nobody knows yet.
 
-        output, error: files whose content is there and that nobody knows of yet; None where there
-        are no such lines. Requests that have no answer count as failed.
+        Requests that have no answer count as failed.
         """
+        output, error = assembled.output, assembled.error
+        problems = [asdict(problem) for problem in assembled.problems]
         ended = (
             update(batches)
             .where(batches.c.id == batch.id)
@@ -246,7 +266,9 @@ class BatchQueue:
                     f"{outcome}_at": self._clock(),
                     "output_file_id": output and output.id,
                     "error_file_id": error and error.id,
-                    "failed": batches.c.total - batches.c.completed,
+                    "completed": assembled.completed,
+                    "failed": batches.c.total - assembled.completed,
+                    "errors": problems or None,
                     "holder": None,
                 }
             )
@@ -288,6 +310,17 @@ class BatchQueue:
         )
         async with self._store.reading() as connection:
             return list((await connection.execute(statement)).scalars())
+
+    async def parts_in_use(self, parts: Iterable[str]) -> set[str]:
+        """Return which of some names are a unit's part."""
+        wanted = list(parts)
+        # By the batches, which a part's name begins with: units have no index of their parts.
+        owners = {part.partition("-")[0] for part in wanted}
+        statement = select(batch_units.c.part).where(
+            batch_units.c.batch_id.in_(owners), batch_units.c.part.in_(wanted)
+        )
+        async with self._store.reading() as connection:
+            return set((await connection.execute(statement)).scalars())
 
     async def forget_units(self, batch: str) -> None:
         """Remove the units of a batch that has ended and whose parts are gone."""
