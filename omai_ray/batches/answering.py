@@ -16,7 +16,7 @@ import orjson
 
 from omai_ray.batches.lines import Line, parse_line, read_lines
 from omai_ray.batches.queue import BatchQueue, Tally
-from omai_ray.batches.watch import Sleep, Stop, Watch, stop_of
+from omai_ray.batches.watch import Looks, Sleep, Stop, Watch, stop_of
 from omai_ray.errors import OMAiError, Overloaded, ServerError
 from omai_ray.files import Content, Contents
 from omai_ray.identity.principal import Principal
@@ -140,6 +140,7 @@ class UnitWorker:
     ) -> None:
         self._watch_s = watch_s
         self._queue = queue
+        self._looks = Looks(queue)
         self._contents = contents
         self._answers = answers
         self._owner = owner
@@ -159,7 +160,7 @@ class UnitWorker:
         content = await self._contents.open(batch.input_file_id)
         lines = await read_unit(content, batch, unit)
         results: list[_Result | None] = [None] * len(lines)
-        async with Watch(self._queue, batch, self._watch_s, self._clock, self._sleep) as watch:
+        async with Watch(self._looks, batch.id, self._watch_s, self._sleep) as watch:
             await _first(watch.stopped, self._answer_all(batch, lines, results))
         batch = await self._queue.read(unit.batch_id)
         if batch.outcome is not None:

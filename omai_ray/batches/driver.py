@@ -23,7 +23,7 @@ from omai_ray.batches.lines import EMBEDDINGS
 from omai_ray.batches.queue import Assembled, BatchQueue, LeaseLost
 from omai_ray.batches.results import assemble
 from omai_ray.batches.turns import Turns
-from omai_ray.batches.watch import Sleep, Watch, stop_of
+from omai_ray.batches.watch import Looks, Sleep, Watch, stop_of
 from omai_ray.catalog import Catalog, Task
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
@@ -117,6 +117,7 @@ class Driver:
         self._executor = executor
         self._owner = owner
         self._turns = Turns(max_running)
+        self._looks = Looks(queue)
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._grace_s = grace_s
@@ -279,7 +280,7 @@ class Driver:
             await self._queue.close(batch, self.holder, "completed")
             return
         running = asyncio.create_task(self._in_turn(batch, pending))
-        watch = Watch(self._queue, batch, self._poll_s, self._clock, self._sleep)
+        watch = Watch(self._looks, batch.id, self._poll_s, self._to_the_next)
         try:
             async with watch:
                 await asyncio.wait({watch.stopped, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -296,6 +297,10 @@ class Driver:
         left = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
         if len(left) == len(pending) and not was_stopped:
             raise Overloaded("no unit could be answered")
+
+    async def _to_the_next(self, period_s: float) -> None:
+        """Sleep until a period ends, which does so for all batches at once: they look together."""
+        await self._sleep(period_s - self._clock() % period_s)
 
     async def _in_turn(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
         async with self._turns.turn(batch.account_id):

@@ -7,7 +7,7 @@ that was taken for dead, and goes on, changes nothing that its successor relies 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
@@ -20,6 +20,7 @@ from omai_ray.store import Batch, BatchOutcome, BatchStatus, BatchUnit, File, St
 from omai_ray.store.tables import accounts, batch_units, batches
 
 CLAIMED_AT_ONCE = 100
+_IN_A_STATEMENT = 1000
 _ANSWERING = ("in_progress", "cancelling")
 
 
@@ -102,24 +103,35 @@ class BatchQueue:
 
         What it has without knowing, as a claim may be committed and fail, is free again by and by.
         """
-        kept = (
-            update(batches)
-            .where(
-                batches.c.id.in_(list(driven)),
-                batches.c.holder == holder,
-                batches.c.status.in_(UNFINISHED),
-            )
-            .values(held_until=self._clock() + lease_s)
-            .returning(batches.c.id)
-        )
+        kept: set[str] = set()
+        mine = and_(batches.c.holder == holder, batches.c.status.in_(UNFINISHED))
+        until = {"held_until": self._clock() + lease_s}
         async with self._store.writing() as connection:
-            return set((await connection.execute(kept)).scalars())
+            for some in _divided(driven):
+                renewed = update(batches).where(batches.c.id.in_(some), mine).values(until)
+                rows = await connection.execute(renewed.returning(batches.c.id))
+                kept.update(rows.scalars())
+        return kept
 
     async def read(self, batch: str) -> Batch:
         """Return a batch as it is now."""
         async with self._store.reading() as connection:
             found = await connection.execute(select(batches).where(batches.c.id == batch))
             return Batch.from_row(found.mappings().one())
+
+    async def over(self, asked: Iterable[str]) -> set[str]:
+        """Return those of some batches of which nothing more should be answered."""
+        is_over = or_(
+            batches.c.outcome.is_not(None),
+            batches.c.status == "cancelling",
+            batches.c.expires <= self._clock(),
+        )
+        found: set[str] = set()
+        async with self._store.reading() as connection:
+            for some in _divided(asked):
+                statement = select(batches.c.id).where(batches.c.id.in_(some), is_over)
+                found.update((await connection.execute(statement)).scalars())
+        return found
 
     async def units(self, batch: str) -> list[BatchUnit]:
         """Return a batch's units in the input's order."""
@@ -338,6 +350,13 @@ class BatchQueue:
         if row is None:
             raise LeaseLost
         return Batch.from_row(row)
+
+
+def _divided(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield some ids as lists that a statement can have: it takes a bounded number of values."""
+    every = sorted(ids)
+    for start in range(0, len(every), _IN_A_STATEMENT):
+        yield every[start : start + _IN_A_STATEMENT]
 
 
 async def _lock_account(connection: AsyncConnection, account_id: str) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +11,7 @@ from omai_ray.batches.answering import LineRequest, _first
 from omai_ray.batches.batches import WINDOW_S
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.batches.turns import Turns
+from omai_ray.batches.watch import Looks
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
 from omai_ray.files import Files
 from omai_ray.store import Batch, BatchUnit
@@ -445,7 +446,8 @@ async def test_a_failure_of_ours_is_not_the_inputs(
     batch = await world.submit(LINES)
     worker = world.worker(Echo())
     driver = world.driver(InTurn(worker))
-    for one in (driver, worker):
+    both: list[Any] = [driver, worker]
+    for one in both:
         owner, outcomes = one._owner, [ServerError("broken")]
 
         async def flaky(
@@ -469,6 +471,25 @@ async def test_a_watch_that_breaks_stops_no_batch() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await _first(asyncio.create_task(breaks()), forever(0))
+
+
+async def test_batches_that_are_looked_after_together_are_so_by_one_query(world: World) -> None:
+    """However many a driver has; who asks while one runs is told by the next."""
+    made = [await world.submit(LINES[:1]) for _ in range(20)]
+    await world.batches.cancel(world.account, made[3].id)
+    queries: list[set[str]] = []
+
+    class Counted:
+        async def over(self, asked: set[str]) -> set[str]:
+            queries.append(asked)
+            return await world.queue.over(asked)
+
+    looks = Looks(cast("BatchQueue", Counted()))
+    over = await asyncio.gather(*(looks.is_over(batch.id) for batch in made))
+    assert [3] == [number for number, is_over in enumerate(over) if is_over]
+    assert [{batch.id for batch in made}] == queries
+    world.clock.now_s += WINDOW_S
+    assert await looks.is_over(made[0].id)
 
 
 async def test_a_server_that_starts_again_goes_on_with_its_batches(world: World) -> None:
