@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from omai_ray.batches.answering import read_unit
 from omai_ray.batches.check import Problem
@@ -17,6 +17,8 @@ from omai_ray.files.names import file_id
 from omai_ray.storage import ObjectNotFound
 from omai_ray.store import Batch, BatchOutcome, BatchUnit, File
 
+MISSED_S = 3600.0
+"""How long parts may be missing: a directory that is not mounted looks like one that is empty."""
 _log = logging.getLogger(__name__)
 _WHY: dict[BatchOutcome, Stop] = {"cancelled": "batch_cancelled", "expired": "batch_expired"}
 
@@ -31,17 +33,20 @@ async def assemble(
     """Write a closed batch's output and error files.
 
     That they are files is for the caller to say, and until then nobody knows of them. Parts are
-    read a chunk at a time. A part, or an input, that is no longer there is said to be so, rather
-    than waited for. Raises Overloaded, InsufficientStorage.
+    read a chunk at a time. Raises Overloaded, InsufficientStorage, and ObjectNotFound for a part
+    or an input that is not there; an hour after the batch was closed, the files tell of that.
     """
-    output, error = (_Growing(contents, batch, kind, clock()) for kind in ("output", "error"))
+    now_s = clock()
+    output, error = (_Growing(contents, batch, kind, now_s) for kind in ("output", "error"))
+    closed_s = batch.finalizing_at or batch.cancelling_at or batch.created
+    seeking = _Seeking(contents, given_up=now_s - closed_s > MISSED_S)
     untold = 0
     try:
         for unit in units:
-            part = await _open(contents, unit.part) if unit.part is not None else None
+            part = await seeking.open(unit.part) if unit.part is not None else None
             if part is not None:
                 await _divide(part, unit, output, error)
-            elif (input_file := await _open(contents, batch.input_file_id)) is None:
+            elif (input_file := await seeking.open(batch.input_file_id)) is None:
                 untold += unit.lines
             else:
                 for line in await read_unit(input_file, batch, unit):
@@ -65,13 +70,22 @@ def _problems(untold: int) -> tuple[Problem, ...]:
     return (Problem("invalid_file", message),)
 
 
-async def _open(contents: Contents, name: str) -> Content | None:
-    """Open what is there."""
-    try:
-        return await contents.open(name)
-    except ObjectNotFound:
-        _log.error("%s is not there any more", name)
-        return None
+@dataclass(frozen=True)
+class _Seeking:
+    """Opens what is there. given_up: whether what is not there now will never be."""
+
+    contents: Contents
+    given_up: bool
+
+    async def open(self, name: str) -> Content | None:
+        """Return None for what is given up. Raises ObjectNotFound."""
+        try:
+            return await self.contents.open(name)
+        except ObjectNotFound:
+            if not self.given_up:
+                raise
+            _log.error("%s is not there any more", name)
+            return None
 
 
 async def _divide(content: Content, unit: BatchUnit, output: _Growing, error: _Growing) -> None:

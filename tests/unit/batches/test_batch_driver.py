@@ -391,8 +391,12 @@ async def test_a_line_whose_answering_breaks_fails_alone(world: World) -> None:
 
 @pytest.mark.parametrize("input_gone", [False, True])
 async def test_answers_that_are_gone_are_said_to_be_so(world: World, input_gone: bool) -> None:
-    """The batch ends with the others; where the input is gone too, by its errors."""
+    """After an hour the batch ends with the others; where the input is gone too, by its errors."""
     batch = await world.submit(LINES)
+
+    async def passing(seconds: float) -> None:
+        world.clock.now_s += seconds
+        await briefly(seconds)
 
     class Loses(InTurn):
         async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
@@ -402,9 +406,10 @@ async def test_answers_that_are_gone_are_said_to_be_so(world: World, input_gone:
             if input_gone:
                 await world.contents.delete(batch.input_file_id)
 
-    await world.drive(world.driver(Loses(world.worker(Echo()))))
+    await world.drive(world.driver(Loses(world.worker(Echo())), sleep=passing))
     ended = await world.queue.read(batch.id)
     assert ("completed", (10, 7, 3)) == (ended.status, counts(ended))
+    assert (ended.finalizing_at or 0) + 3600 < (ended.completed_at or 0)
     kept = {name: text for name, text in ECHOED.items() if name not in ("r3", "r4", "r5")}
     if input_gone:
         assert kept == await world.results(ended)
