@@ -549,7 +549,7 @@ async def test_an_upload_that_takes_too_long_in_all_is_given_up(
     response = await upload(api, headers)
     assert response.status_code == 400
     assert "did not end within 0 s" in response.text
-    check_error(response.json(), type="invalid_request_error", code="request_timeout")
+    check_error(response.json(), type="invalid_request_error", code="request_timeout", param=None)
     assert stored() == set()
 
 

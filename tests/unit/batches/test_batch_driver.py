@@ -456,7 +456,7 @@ async def test_a_failure_of_ours_is_not_the_inputs(
         owner, outcomes = one._owner, [ServerError("broken")]
 
         async def flaky(
-            *args: Any, owner: Any = owner, outcomes: list[Exception] = outcomes
+            *args: Any, owner: Any = owner, outcomes: list[ServerError] = outcomes
         ) -> Any:
             if outcomes:
                 raise outcomes.pop()
