@@ -22,7 +22,7 @@ from ray import serve
 from ray.experimental import internal_kv
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
-from deployments.engines import engine_backend
+from deployments.engines import HealthyAnswers, engine_backend
 from deployments.gathering import GatheringBackend
 from deployments.limiter import NAMESPACE
 from deployments.metrics import export
@@ -31,7 +31,7 @@ from deployments.serving import serve_models
 from omai_ray.api.accounting import Accountant
 from omai_ray.api.in_process import InProcessApi
 from omai_ray.api.measures import Measures
-from omai_ray.batches.answering import UnitWorker
+from omai_ray.batches.answering import Answers, UnitWorker
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import ModelSpec
@@ -100,7 +100,7 @@ class BatchDriver:
         """Go over to other settings, batches going on; how they are run is theirs to begin with."""
         kept = settings.model_dump_json().encode()
         internal_kv._internal_kv_put(self._key, kept, overwrite=True, namespace=NAMESPACE.encode())
-        anew = settings.batches != self._settings.batches
+        anew = _must_begin_anew(self._settings, settings)
         self._settings = settings
         self._loop.call(self._reconfigure, anew)
 
@@ -139,6 +139,11 @@ class BatchDriver:
     def settings(self) -> Settings:
         """What it was last configured with."""
         return self._settings
+
+
+def _must_begin_anew(before: Settings, after: Settings) -> bool:
+    """Whether settings differ in what a driver has from its start on."""
+    return (before.batches, before.files_location) != (after.batches, after.files_location)
 
 
 def _rules(settings: Settings) -> Rules:
@@ -254,10 +259,15 @@ class _Worker:
         )
         recorder = Recorder()
         export(recorder, lambda: None)
+        answers: Answers = InProcessApi(models, Accountant(gate, ledger, Measures(recorder)))
+        if self._made.own:
+            healthy = HealthyAnswers(answers, backend.ready)
+            self._watching = asyncio.create_task(healthy.watch())
+            answers = healthy
         return UnitWorker(
             stored.queue,
             stored.contents,
-            InProcessApi(models, Accountant(gate, ledger, Measures(recorder))),
+            answers,
             Directory(stored.store).owner,
             settings.batches.max_in_flight,
         )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from omai_ray.batches.answering import Answered, Answers, LineRequest
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.text.tokenizer import TextTokenizer
+
+HEALTH_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 class EngineChatBackend:
@@ -53,6 +60,49 @@ class EngineEmbeddingBackend:
     async def ready(self) -> None:
         """Raise where the engine can no longer answer."""
         self._batcher.check_health()
+
+
+def _end_process() -> None:
+    os._exit(1)
+
+
+class HealthyAnswers:
+    """Implements Answers over others, as long as the engine behind them can answer.
+
+    Once it cannot, the process ends, for Ray to make another in its place: what the engine's
+    failure has done to lines must not be kept as their answers. ready: raises where it cannot.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        ready: Callable[[], Awaitable[None]],
+        end: Callable[[], None] = _end_process,
+    ) -> None:
+        self._answers = answers
+        self._ready = ready
+        self._end = end
+
+    async def answer(self, request: LineRequest) -> Answered:
+        """Return the answer."""
+        answered = await self._answers.answer(request)
+        if answered.status >= 500:
+            await self.check()
+        return answered
+
+    async def watch(self) -> None:
+        """Look from time to time, for an engine that hangs; never ends."""
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            await self.check()
+
+    async def check(self) -> None:
+        """End the process where the engine has failed."""
+        try:
+            await self._ready()
+        except Exception:
+            _log.exception("the engine has failed: this worker ends")
+            self._end()
 
 
 def engine_backend(spec: ModelSpec) -> Any:

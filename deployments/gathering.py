@@ -72,12 +72,20 @@ class GatheringBackend:
 
     async def _call(self, taken: list[_Asked], account: str) -> None:
         try:
+            await self._ask(taken, account)
+        except BaseException:  # nobody may wait for what is no longer done
+            for asked in taken:
+                _fail(asked.vectors, Overloaded("The call was given up. Please try again."))
+            raise
+
+    async def _ask(self, taken: list[_Asked], account: str) -> None:
+        try:
             joined = [ids for asked in taken for ids in asked.inputs]
             vectors = await self._backend.embed(joined, account) if joined else None
         except Exception as error:  # handed to those who asked
             if len(taken) > 1 and not isinstance(error, Overloaded):
                 for asked in taken:  # one of them is at fault, and only that one fails
-                    await self._call([asked], account)
+                    await self._ask([asked], account)
                 return
             for asked in taken:
                 _fail(asked.vectors, error)

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from omai_ray.errors import InvalidRequest, UnsupportedMediaType
 
 SILENCE_S = 60.0
+UPLOAD_S = 6 * 3600.0
+"""How long a form may take in all: far less than content without a row is left alone."""
 _PLAIN = (b"", b"7bit", b"8bit", b"binary")
 
 
@@ -38,19 +40,32 @@ async def read_parts(request: Request) -> AsyncIterator[tuple[Part, bytes]]:
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """Yield a body as it comes. Raises InvalidRequest for a client that has stopped sending."""
-    stream = request.stream()
+    """Yield a body as it comes.
+
+    Raises InvalidRequest for a client that has stopped sending, or is not done in time.
+    """
+    stream, clock = request.stream(), asyncio.get_running_loop().time
+    deadline = clock() + UPLOAD_S
     while True:
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout_at(min(deadline, clock() + SILENCE_S)):
                 data = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise InvalidRequest(
-                f"Nothing more of the request came for {SILENCE_S:g} s.", code="request_timeout"
-            ) from None
+            raise _late(clock() >= deadline) from None
+        if clock() >= deadline:
+            raise _late(whole=True)
         yield data
+
+
+def _late(whole: bool) -> InvalidRequest:
+    why = (
+        f"The request did not end within {UPLOAD_S:g} s."
+        if whole
+        else f"Nothing more of the request came for {SILENCE_S:g} s."
+    )
+    return InvalidRequest(why, code="request_timeout")
 
 
 def _boundary(request: Request) -> bytes:

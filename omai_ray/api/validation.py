@@ -13,10 +13,10 @@ from starlette.requests import Request
 
 from omai_ray.api.schemas.common import UNKNOWN_TAG
 from omai_ray.errors import InvalidRequest, UnsupportedMediaType
+from omai_ray.nesting import MAX_DEPTH, TOO_DEEP, is_deeper
 
 Body = TypeVar("Body", bound=BaseModel)
 Query = TypeVar("Query", bound=BaseModel)
-_MAX_DEPTH = 64
 _MAX_PROBLEMS = 1000
 _MAX_PARAM = 200
 
@@ -76,11 +76,8 @@ def parse_body(raw: bytes, model: type[Body]) -> Body:
         raise InvalidRequest(
             f"The body must be a JSON object, but got {_kind(value)} instead.", code="invalid_type"
         )
-    if _is_deeper(value, _MAX_DEPTH):
-        raise InvalidRequest(
-            f"The body is nested too deeply: at most {_MAX_DEPTH} levels are accepted.",
-            code="invalid_json",
-        )
+    if is_deeper(value, MAX_DEPTH):
+        raise InvalidRequest(TOO_DEEP, code="invalid_json")
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
@@ -113,21 +110,6 @@ def _number(text: str, kind: Any) -> str | int:
     """Return what a text says where a number is wanted, so that errors can speak of it."""
     wanted = int in (kind, *get_args(kind))
     return int(text) if wanted and re.fullmatch(r"-?[0-9]{1,18}", text) else text
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether a JSON value is nested more deeply: what handles it later may recurse."""
-    level = [value]
-    for _ in range(levels):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def explain(error: ValidationError, value: Any) -> InvalidRequest:

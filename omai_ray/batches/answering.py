@@ -16,9 +16,9 @@ import orjson
 
 from omai_ray.batches.lines import Line, parse_line, read_lines
 from omai_ray.batches.queue import BatchQueue, Tally
-from omai_ray.batches.watch import Sleep, Stop, Watch, stop_of
-from omai_ray.errors import OMAiError, Overloaded
-from omai_ray.files import Contents
+from omai_ray.batches.watch import Looks, Sleep, Stop, Watch, stop_of
+from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.files import Content, Contents
 from omai_ray.identity.principal import Principal
 from omai_ray.ledger import UsageRecord
 from omai_ray.store import Batch, BatchUnit
@@ -33,6 +33,7 @@ _STOPPED: dict[Stop, str] = {
     "batch_cancelled": "This request was not executed before the batch was cancelled.",
     "batch_expired": ("This request could not be executed before the completion window expired."),
 }
+_LOST = "The answer to this request is no longer in the server's storage."
 _log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,10 @@ class NumberedLine:
         """Return the line that says why it was not answered."""
         return self._written(None, {"code": stop, "message": _STOPPED[stop]})
 
+    def lost(self) -> bytes:
+        """Return the line that says that its answer is no longer there."""
+        return self._written(None, {"code": "answer_lost", "message": _LOST})
+
     def _written(self, response: object, error: object) -> bytes:
         value = {
             "id": self.id,
@@ -135,6 +140,7 @@ class UnitWorker:
     ) -> None:
         self._watch_s = watch_s
         self._queue = queue
+        self._looks = Looks(queue)
         self._contents = contents
         self._answers = answers
         self._owner = owner
@@ -151,9 +157,10 @@ class UnitWorker:
         batch = await self._queue.read(unit.batch_id)
         if batch.outcome is not None or stop_of(batch, self._clock()) is not None:
             return False
-        lines = await read_unit(self._contents, batch, unit)
+        content = await self._contents.open(batch.input_file_id)
+        lines = await read_unit(content, batch, unit)
         results: list[_Result | None] = [None] * len(lines)
-        async with Watch(self._queue, batch, self._watch_s, self._clock, self._sleep) as watch:
+        async with Watch(self._looks, batch.id, self._watch_s, self._sleep) as watch:
             await _first(watch.stopped, self._answer_all(batch, lines, results))
         batch = await self._queue.read(unit.batch_id)
         if batch.outcome is not None:
@@ -165,14 +172,19 @@ class UnitWorker:
     ) -> None:
         try:
             owner: Principal | OMAiError = await self._owner(batch.account_id, batch.key_id)
-        except Overloaded:
-            raise
         except OMAiError as error:
+            if error.status >= 500:  # ours, and for no line to tell
+                raise
             owner = error
 
         async def one(index: int) -> None:
+            line = lines[index]
             async with self._slots:
-                results[index] = await self._answer(batch, lines[index], owner)
+                try:
+                    results[index] = await self._answer(batch, line, owner)
+                except Exception:  # one line's failure must not hold up the batch for ever
+                    _log.exception("%s: line %d could not be answered", batch.id, line.number)
+                    results[index] = _failed(line)
 
         async with asyncio.TaskGroup() as group:
             for index in range(len(lines)):
@@ -181,7 +193,7 @@ class UnitWorker:
     async def _answer(
         self, batch: Batch, line: NumberedLine, owner: Principal | OMAiError
     ) -> _Result:
-        request_id = f"req_{secrets.token_hex(16)}"
+        request_id = _request_id()
         if isinstance(owner, OMAiError):
             answer = Answered(owner.status, orjson.dumps(owner.envelope()))
             return _Result(line.answered(request_id, answer), None, completed=False)
@@ -244,6 +256,16 @@ class UnitWorker:
         return await work()
 
 
+def _failed(line: NumberedLine) -> _Result:
+    error = ServerError("The server had an error while processing this request.")
+    answer = Answered(error.status, orjson.dumps(error.envelope()))
+    return _Result(line.answered(_request_id(), answer), None, completed=False)
+
+
+def _request_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
 def _tally(completed: int, failed: int, results: Sequence[_Result | None]) -> Tally:
     usages = [r.usage for r in results if r is not None and r.usage is not None]
     return Tally(
@@ -255,9 +277,8 @@ def _tally(completed: int, failed: int, results: Sequence[_Result | None]) -> Ta
     )
 
 
-async def read_unit(contents: Contents, batch: Batch, unit: BatchUnit) -> list[NumberedLine]:
-    """Return a unit's lines. Raises Overloaded, ObjectNotFound."""
-    content = await contents.open(batch.input_file_id)
+async def read_unit(content: Content, batch: Batch, unit: BatchUnit) -> list[NumberedLine]:
+    """Return a unit's lines from the batch's input, which is closed. Raises Overloaded."""
     try:
         chunks = [c async for c in content.chunks(unit.offset, unit.offset + unit.length)]
     finally:
@@ -272,13 +293,17 @@ def _parsed(data: bytes, batch: Batch, unit: BatchUnit) -> Iterator[NumberedLine
 
 
 async def _first(stopped: asyncio.Task[None], work: Awaitable[None]) -> None:
-    """Do some work until its end, or until something stops it, which cancels it."""
+    """Do some work until its end, or until something stops it, which cancels it.
+
+    Raises what either has failed by.
+    """
     working = asyncio.ensure_future(work)
     try:
         await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         working.cancel()
         await asyncio.wait({working})
-    error = None if working.cancelled() else working.exception()
-    if error is not None:
-        raise error
+    for task in (working, stopped):
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if error is not None:
+            raise error

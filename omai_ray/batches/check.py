@@ -165,7 +165,7 @@ class _Checker:
         if (
             last is None
             or last.lines >= self._unit_lines
-            or last.length + raw.length > UNIT_BYTES
+            or raw.offset + raw.length - last.offset > UNIT_BYTES  # blank lines between included
             or self._open_inputs + inputs > UNIT_INPUTS
         ):
             last = Stretch(raw.offset, 0, raw.number, 0)

@@ -20,10 +20,10 @@ from omai_ray.batches.answering import Owner
 from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, InvalidInput, Problem, check_input
 from omai_ray.batches.lines import EMBEDDINGS
-from omai_ray.batches.queue import BatchQueue, LeaseLost
+from omai_ray.batches.queue import Assembled, BatchQueue, LeaseLost
 from omai_ray.batches.results import assemble
 from omai_ray.batches.turns import Turns
-from omai_ray.batches.watch import Sleep, Watch, stop_of
+from omai_ray.batches.watch import Looks, Sleep, Watch, stop_of
 from omai_ray.catalog import Catalog, Task
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
@@ -42,7 +42,10 @@ GRACE_S = 20.0
 SWEEP_S = 600.0
 OBSERVE_S = 10.0
 PART_LIFE_S = 3 * 86_400.0
-"""How old a part must be to be nobody's: far older than a batch can get."""
+"""How old a part that no unit has must be to be nobody's: no worker is at it any more."""
+_KEPT_S = 3600.0
+"""How old assembled files may be to become files: content without a row is removed in the end."""
+_SWEPT_AT_ONCE = 500
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
 _READ_BYTES = 1 << 20
@@ -114,12 +117,14 @@ class Driver:
         self._executor = executor
         self._owner = owner
         self._turns = Turns(max_running)
+        self._looks = Looks(queue)
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._grace_s = grace_s
         self._clock = clock
         self._sleep = sleep
         self._driving: dict[str, asyncio.Task[None]] = {}
+        self._assembled: dict[str, tuple[float, Assembled]] = {}
 
     async def run(self) -> None:
         """Drive batches until cancelled, however often the database or the storage is away."""
@@ -156,7 +161,9 @@ class Driver:
 
     async def _renew(self) -> None:
         driven = set(self._driving)
-        held = await self._queue.renew(self.holder, self._lease_s)
+        if not driven:
+            return
+        held = await self._queue.renew(self.holder, driven, self._lease_s)
         for batch in driven - held:
             if batch in self._driving:  # it has ended meanwhile, or is another driver's
                 self._driving[batch].cancel()
@@ -171,18 +178,28 @@ class Driver:
         recorder.count_to(metrics.BATCH_REQUESTS, seen.failed, "failed")
 
     async def _sweep(self) -> None:
-        """Remove parts of batches that have ended, and old ones that no unit ever had."""
+        """Remove parts of batches that have ended, and old ones that no unit has."""
         for batch in await self._queue.with_leftovers():
             for unit in await self._queue.units(batch):
                 if unit.part is not None:
                     await self._contents.delete(unit.part)
             await self._queue.forget_units(batch)
-        for name in await self._contents.names_before(self._clock() - PART_LIFE_S):
-            if name.startswith("batch_"):
+        found = await self._contents.names_before(self._clock() - PART_LIFE_S)
+        old = [name for name in found if name.startswith("batch_")]
+        for start in range(0, len(old), _SWEPT_AT_ONCE):
+            some = old[start : start + _SWEPT_AT_ONCE]
+            for name in set(some) - await self._queue.parts_in_use(some):
                 await self._contents.delete(name)
 
     async def drive(self, batch: Batch) -> None:
         """Take a batch to its end, or as far as it is this driver's."""
+        try:
+            await self._patiently(batch)
+        finally:
+            self._assembled.pop(batch.id, None)
+
+    async def _patiently(self, batch: Batch) -> None:
+        """Take a batch from state to state, trying each as often as it takes."""
         retry_s = _FIRST_RETRY_S
         while True:
             try:
@@ -229,13 +246,13 @@ class Driver:
         except InvalidInput as invalid:
             await self._queue.fail(batch, self.holder, invalid.problems)
             return
-        except Overloaded:
-            raise
         except ObjectNotFound:
             problem = Problem("invalid_file", "The input file has no content any more.")
             await self._queue.fail(batch, self.holder, [problem])
             return
         except OMAiError as error:
+            if error.status >= 500:  # ours, not the input's
+                raise
             problem = Problem(error.code or "invalid_batch", error.message)
             await self._queue.fail(batch, self.holder, [problem])
             return
@@ -263,11 +280,13 @@ class Driver:
             await self._queue.close(batch, self.holder, "completed")
             return
         running = asyncio.create_task(self._in_turn(batch, pending))
-        watch = Watch(self._queue, batch, self._poll_s, self._clock, self._sleep)
+        watch = Watch(self._looks, batch.id, self._poll_s, self._to_the_next)
         try:
             async with watch:
                 await asyncio.wait({watch.stopped, running}, return_when=asyncio.FIRST_COMPLETED)
                 was_stopped = watch.stopped.done()
+                if was_stopped:
+                    watch.stopped.result()  # it has failed to look, unless the batch was stopped
             if was_stopped:  # workers look for themselves, and commit what they have
                 await asyncio.wait({running}, timeout=self._grace_s)
             if running.done():
@@ -279,12 +298,19 @@ class Driver:
         if len(left) == len(pending) and not was_stopped:
             raise Overloaded("no unit could be answered")
 
+    async def _to_the_next(self, period_s: float) -> None:
+        """Sleep until a period ends, which does so for all batches at once: they look together."""
+        await self._sleep(period_s - self._clock() % period_s)
+
     async def _in_turn(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
         async with self._turns.turn(batch.account_id):
             if stop_of(await self._queue.read(batch.id), self._clock()) is None:
                 await self._executor.run(batch, units)
 
     async def _finish(self, batch: Batch, outcome: BatchOutcome) -> None:
-        units = await self._queue.units(batch.id)
-        output, error = await assemble(self._contents, batch, outcome, units, self._clock)
-        await self._queue.finish(batch, self.holder, outcome, output, error)
+        made_s, assembled = self._assembled.get(batch.id, (0.0, None))
+        if assembled is None or self._clock() - made_s > _KEPT_S:
+            made_s, units = self._clock(), await self._queue.units(batch.id)
+            assembled = await assemble(self._contents, batch, outcome, units, self._clock)
+            self._assembled[batch.id] = made_s, assembled
+        await self._queue.finish(batch, self.holder, outcome, assembled)

@@ -8,6 +8,8 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
+from omai_ray.nesting import MAX_DEPTH, TOO_DEEP, is_deeper
+
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 EMBEDDINGS = "/v1/embeddings"
@@ -112,6 +114,8 @@ def parse_line(content: bytes, endpoint: str) -> Line:
     body = value["body"]
     if not isinstance(body, dict):
         raise BadLine("invalid_body", "Invalid 'body': expected a JSON object.", "body")
+    if is_deeper(body, MAX_DEPTH):
+        raise BadLine("invalid_json", TOO_DEEP, "body")
     return Line(custom_id, body)
 
 

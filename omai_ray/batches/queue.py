@@ -7,7 +7,7 @@ that was taken for dead, and goes on, changes nothing that its successor relies 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
@@ -20,6 +20,7 @@ from omai_ray.store import Batch, BatchOutcome, BatchStatus, BatchUnit, File, St
 from omai_ray.store.tables import accounts, batch_units, batches
 
 CLAIMED_AT_ONCE = 100
+_IN_A_STATEMENT = 1000
 _ANSWERING = ("in_progress", "cancelling")
 
 
@@ -50,6 +51,19 @@ class Overview:
     enqueued_tokens: int
     completed: int
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A closed batch's files, whose content is durable; None for one that would be empty.
+
+    completed: lines of the output file. problems: what neither of them tells.
+    """
+
+    output: File | None
+    error: File | None
+    completed: int
+    problems: tuple[Problem, ...] = ()
 
 
 class BatchQueue:
@@ -84,22 +98,40 @@ class BatchQueue:
             rows = (await connection.execute(taken)).mappings().all()
         return sorted((Batch.from_row(row) for row in rows), key=lambda batch: batch.created)
 
-    async def renew(self, holder: str, lease_s: float) -> set[str]:
-        """Keep what the holder has for longer; return the ids."""
-        kept = (
-            update(batches)
-            .where(batches.c.holder == holder, batches.c.status.in_(UNFINISHED))
-            .values(held_until=self._clock() + lease_s)
-            .returning(batches.c.id)
-        )
+    async def renew(self, holder: str, driven: Iterable[str], lease_s: float) -> set[str]:
+        """Keep those batches that the holder drives, and has, for longer; return their ids.
+
+        What it has without knowing, as a claim may be committed and fail, is free again by and by.
+        """
+        kept: set[str] = set()
+        mine = and_(batches.c.holder == holder, batches.c.status.in_(UNFINISHED))
+        until = {"held_until": self._clock() + lease_s}
         async with self._store.writing() as connection:
-            return set((await connection.execute(kept)).scalars())
+            for some in _divided(driven):
+                renewed = update(batches).where(batches.c.id.in_(some), mine).values(until)
+                rows = await connection.execute(renewed.returning(batches.c.id))
+                kept.update(rows.scalars())
+        return kept
 
     async def read(self, batch: str) -> Batch:
         """Return a batch as it is now."""
         async with self._store.reading() as connection:
             found = await connection.execute(select(batches).where(batches.c.id == batch))
             return Batch.from_row(found.mappings().one())
+
+    async def over(self, asked: Iterable[str]) -> set[str]:
+        """Return those of some batches of which nothing more should be answered."""
+        is_over = or_(
+            batches.c.outcome.is_not(None),
+            batches.c.status == "cancelling",
+            batches.c.expires <= self._clock(),
+        )
+        found: set[str] = set()
+        async with self._store.reading() as connection:
+            for some in _divided(asked):
+                statement = select(batches.c.id).where(batches.c.id.in_(some), is_over)
+                found.update((await connection.execute(statement)).scalars())
+        return found
 
     async def units(self, batch: str) -> list[BatchUnit]:
         """Return a batch's units in the input's order."""
@@ -229,14 +261,14 @@ class BatchQueue:
         batch: Batch,
         holder: str,
         outcome: BatchOutcome,
-        output: File | None,
-        error: File | None,
+        assembled: Assembled,
     ) -> None:
-        """End a closed batch, and make files of what was assembled.
+        """End a closed batch, and make files of what was assembled, of which nobody knows yet.
 
-        output, error: files whose content is there and that nobody knows of yet; None where there
-        are no such lines. Requests that have no answer count as failed.
+        Requests that have no answer count as failed.
         """
+        output, error = assembled.output, assembled.error
+        problems = [asdict(problem) for problem in assembled.problems]
         ended = (
             update(batches)
             .where(batches.c.id == batch.id)
@@ -246,7 +278,9 @@ class BatchQueue:
                     f"{outcome}_at": self._clock(),
                     "output_file_id": output and output.id,
                     "error_file_id": error and error.id,
-                    "failed": batches.c.total - batches.c.completed,
+                    "completed": assembled.completed,
+                    "failed": batches.c.total - assembled.completed,
+                    "errors": problems or None,
                     "holder": None,
                 }
             )
@@ -289,6 +323,17 @@ class BatchQueue:
         async with self._store.reading() as connection:
             return list((await connection.execute(statement)).scalars())
 
+    async def parts_in_use(self, parts: Iterable[str]) -> set[str]:
+        """Return which of some names are a unit's part."""
+        wanted = list(parts)
+        # By the batches, which a part's name begins with: units have no index of their parts.
+        owners = {part.partition("-")[0] for part in wanted}
+        statement = select(batch_units.c.part).where(
+            batch_units.c.batch_id.in_(owners), batch_units.c.part.in_(wanted)
+        )
+        async with self._store.reading() as connection:
+            return set((await connection.execute(statement)).scalars())
+
     async def forget_units(self, batch: str) -> None:
         """Remove the units of a batch that has ended and whose parts are gone."""
         async with self._store.writing() as connection:
@@ -305,6 +350,13 @@ class BatchQueue:
         if row is None:
             raise LeaseLost
         return Batch.from_row(row)
+
+
+def _divided(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield some ids as lists that a statement can have: it takes a bounded number of values."""
+    every = sorted(ids)
+    for start in range(0, len(every), _IN_A_STATEMENT):
+        yield every[start : start + _IN_A_STATEMENT]
 
 
 async def _lock_account(connection: AsyncConnection, account_id: str) -> None:

@@ -30,10 +30,10 @@ class Turns:
         try:
             await mine
         except asyncio.CancelledError:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-            else:
+            if not mine.cancelled():
                 self._end(account)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
             raise
         try:
             yield
@@ -50,6 +50,8 @@ class Turns:
             entry = min(self._waiting, key=lambda waiting: self._running[waiting[0]])
             self._waiting.remove(entry)
             account, future = entry
+            if future.done():  # cancelled, and its task has yet to hear of it
+                continue
             self._free -= 1
             self._running[account] += 1
             future.set_result(None)

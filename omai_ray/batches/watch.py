@@ -21,21 +21,35 @@ def stop_of(batch: Batch, now_s: float) -> Stop | None:
     return "batch_expired" if now_s >= batch.expires else None
 
 
+class Looks:
+    """Looks whether batches go on, by one query at a time: who asks meanwhile shares the next."""
+
+    def __init__(self, queue: BatchQueue) -> None:
+        self._queue = queue
+        self._asked: set[str] = set()
+        self._next: asyncio.Task[set[str]] | None = None
+        self._turn = asyncio.Lock()
+
+    async def is_over(self, batch: str) -> bool:
+        """Whether nothing more of a batch should be answered. Raises OMAiError."""
+        self._asked.add(batch)
+        if self._next is None:
+            self._next = asyncio.create_task(self._look())
+        return batch in await asyncio.shield(self._next)
+
+    async def _look(self) -> set[str]:
+        async with self._turn:
+            asked, self._asked, self._next = self._asked, set(), None
+            return await self._queue.over(asked)
+
+
 class Watch:
     """A context in which `stopped` is done once nothing more of a batch should be answered."""
 
-    def __init__(
-        self,
-        queue: BatchQueue,
-        batch: Batch,
-        every_s: float,
-        clock: Callable[[], float],
-        sleep: Sleep,
-    ) -> None:
-        self._queue = queue
+    def __init__(self, looks: Looks, batch: str, every_s: float, sleep: Sleep) -> None:
+        self._looks = looks
         self._batch = batch
         self._every_s = every_s
-        self._clock = clock
         self._sleep = sleep
         self._looking = asyncio.Lock()
 
@@ -53,8 +67,7 @@ class Watch:
             await self._sleep(self._every_s)
             async with self._looking:
                 try:
-                    now = await self._queue.read(self._batch.id)
+                    if await self._looks.is_over(self._batch):
+                        return
                 except OMAiError:
                     continue  # the database is away: what is at work goes on
-            if now.outcome is not None or stop_of(now, self._clock()) is not None:
-                return

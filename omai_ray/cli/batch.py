@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +115,36 @@ def _results(args: argparse.Namespace) -> int:
         raise ConfigError(f"{batch['id']} is {batch['status']}: its results are not there yet")
     kinds = ("error",) if args.errors else ("output", "error")
     files = [batch[f"{kind}_file_id"] for kind in kinds]
-    try:
-        stream = sys.stdout.buffer if args.output is None else args.output.open("wb")
-    except OSError as error:
-        raise ConfigError(f"{args.output}: {error.strerror}") from None
-    try:
-        for file in filter(None, files):
-            for data in server.content(file):
-                stream.write(data)
-        stream.flush()
-    finally:
-        if args.output is not None:
-            stream.close()
+    contents = (data for file in filter(None, files) for data in server.content(file))
+    if args.output is not None:
+        _write_whole(args.output, contents)
+        return 0
+    for data in contents:
+        sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
     return 0
+
+
+def _write_whole(path: Path, contents: Iterable[bytes]) -> None:
+    """Write a file that is there when all of it is; a device or pipe is written to as it is.
+
+    Raises ConfigError.
+    """
+    target = path.resolve()
+    special = target.exists() and not target.is_file()
+    name = f".{target.name}.{secrets.token_hex(4)}.tmp"
+    written = target if special else target.with_name(name)
+    try:
+        with written.open("wb") as stream:
+            for data in contents:
+                stream.write(data)
+        if not special:
+            written.replace(target)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    finally:
+        if not special:
+            written.unlink(missing_ok=True)
 
 
 def _id(text: str) -> str:

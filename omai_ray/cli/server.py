@@ -62,10 +62,17 @@ class Server:
             raise ConfigError(f"{file}: {error.strerror}") from None
 
     def content(self, file: str) -> Iterator[bytes]:
-        """Yield a file's content, a chunk at a time."""
+        """Yield a file's content, a chunk at a time; raise ConfigError where it ends too early."""
+        received = 0
         with self._open("GET", f"/files/{file}/content") as response:
-            while data := response.read(_CHUNK_BYTES):
+            wanted = response.length
+            while data := _read(response, file):
+                received += len(data)
                 yield data
+        if wanted is not None and received < wanted:
+            raise ConfigError(
+                f"{file}: the connection ended after {received} of {wanted} bytes; please try again"
+            )
 
     def _open(
         self,
@@ -90,6 +97,14 @@ class Server:
                 f"{self._base_url} cannot be reached: {reason}; OMAI_BASE_URL names the server"
             ) from None
         return cast("HTTPResponse", opened)
+
+
+def _read(response: HTTPResponse, file: str) -> bytes:
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (OSError, HTTPException) as error:
+        why = str(error) or type(error).__name__
+        raise ConfigError(f"{file}: the connection broke off: {why}; please try again") from None
 
 
 def _form(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:

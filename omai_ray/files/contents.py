@@ -71,13 +71,17 @@ class Contents:
             _log.error("files: %s", error.message)
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
                 raise InsufficientStorage("The server has no room left for files.") from None
-            raise Overloaded(
-                "The server is temporarily unable to reach its storage of files. Please try again."
-            ) from None
+            raise _away() from None
 
     def close(self) -> None:
         """End the threads, once they are done with what they are at."""
         self._threads.shutdown(cancel_futures=True)
+
+
+def _away() -> Overloaded:
+    return Overloaded(
+        "The server is temporarily unable to reach its storage of files. Please try again."
+    )
 
 
 class _Turn:
@@ -97,7 +101,10 @@ class _Turn:
 
 
 class Draft:
-    """Content that is being written; nobody knows of it before its file's row."""
+    """Content that is being written; nobody knows of it before its file's row.
+
+    Methods raise as those of Contents do: where its place is gone, storage is away.
+    """
 
     def __init__(self, contents: Contents, file: str) -> None:
         self._location = contents.location(file)
@@ -109,11 +116,11 @@ class Draft:
         """Add to it."""
         self._waiting += data
         if len(self._waiting) >= CHUNK_BYTES:
-            await self._turn.run(self._flush)
+            await self._run(self._flush)
 
     async def complete(self) -> None:
         """Return once all of it is durable."""
-        await self._turn.run(self._complete)
+        await self._run(self._complete)
 
     async def discard(self) -> None:
         """Remove what was written. Storage that is away keeps it, to be swept."""
@@ -121,6 +128,13 @@ class Draft:
             await self._turn.run(self._remove)
         except OMAiError as error:
             _log.warning("%s is left to be swept: %s", self._location, error.message)
+
+    async def _run(self, work: Callable[[], object]) -> None:
+        try:
+            await self._turn.run(work)
+        except ObjectNotFound as error:
+            _log.error("files: %s", error.message)
+            raise _away() from None
 
     def _flush(self) -> Output:
         if self._output is None:

@@ -27,5 +27,7 @@ async def sweep(files: Files, every_s: float = EVERY_S) -> None:
                 _log.info("content of %d files that there are not was removed", orphans)
         except OMAiError as error:
             _log.warning("files were not swept: %s", error.message)
+        except Exception:  # the next round may find it passed
+            _log.exception("files were not swept")
         rounds += 1
         await asyncio.sleep(every_s)

@@ -270,7 +270,7 @@ batches = Table(
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
     Column("holder", String(40)),
     Column("held_until", Double),
-    Index("ix_batches_account_id", "account_id", "created", "id"),
+    Index("ix_batches_account_id", "account_id", "id"),
     Index("ix_batches_status", "status", "created"),
 )
 

@@ -17,7 +17,7 @@ from starlette.types import Message
 from omai_ray.api import multipart
 from omai_ray.files.contents import Contents
 from omai_ray.settings import DEFAULT_TIERS
-from omai_ray.storage import Output, StorageError
+from omai_ray.storage import ObjectNotFound, Output, StorageError
 from tests.api.conftest import FILE_LIMITS, MAX_BODY_BYTES, Api, Exchange, bearer
 from tests.api.shapes import check, check_error
 
@@ -523,6 +523,34 @@ async def test_storage_that_fails_is_told_and_keeps_nothing(
     assert (response.headers.get("x-should-retry") == "false") == (status == 507)
     assert stored() == set()
     assert (await upload(api, headers)).status_code == 200
+
+
+async def test_a_place_that_is_gone_is_storage_that_is_away(
+    api: Api, headers: Headers, stored: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not something that the client did not find, and nothing names it."""
+
+    def fail(*_: object) -> None:
+        raise ObjectNotFound("/secret/place: no such file or object")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "close", fail)
+        response = await upload(api, headers)
+    assert response.status_code == 503
+    assert "/secret/place" not in response.text
+    assert stored() == set()
+
+
+async def test_an_upload_that_takes_too_long_in_all_is_given_up(
+    api: Api, headers: Headers, stored: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily it trickles in."""
+    monkeypatch.setattr(multipart, "UPLOAD_S", 0.0)
+    response = await upload(api, headers)
+    assert response.status_code == 400
+    assert "did not end within 0 s" in response.text
+    check_error(response.json(), type="invalid_request_error", code="request_timeout", param=None)
+    assert stored() == set()
 
 
 async def test_a_file_in_use_cannot_be_deleted(api: Api) -> None:

@@ -26,10 +26,11 @@ BATCH: dict[str, Any] = {
 
 
 class Stub(HTTPServer):
-    """Answers by `answers`, and keeps what was asked."""
+    """Answers by `answers`, and keeps what was asked. withheld: bytes that it does not send."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.withheld = 0
         self.asked: list[tuple[str, str, bytes, str | None]] = []
         self.answers: dict[str, tuple[int, bytes]] = {
             "POST /v1/files": (200, b'{"id": "file-in"}'),
@@ -51,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         missing = (404, b'{"error": {"message": "No batch found."}}')
         status, answer = self.server.answers.get(f"{self.command} {path}", missing)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(answer) + self.server.withheld))
         self.end_headers()
         self.wfile.write(answer)
 
@@ -104,6 +105,20 @@ def test_results_are_written_and_the_errors_after_them(
     assert b'{"a": 1}\n{"b": 2}\n' == output.read_bytes()
     assert 0 == main(["batch", "results", "batch_1", "--errors"])
     assert b'{"b": 2}\n' == capsysbinary.readouterr().out
+
+
+def test_results_that_break_off_are_no_results(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command fails, and the file of that name stays as it was."""
+    output = tmp_path / "results.jsonl"
+    output.write_bytes(b"before")
+    monkeypatch.setattr("omai_ray.cli.server._object", lambda response: BATCH)
+    stub.withheld = 3
+    assert 1 == main(["batch", "results", "batch_1", "-o", str(output)])
+    assert "after 9 of 12 bytes" in capsys.readouterr().err
+    assert [output] == list(tmp_path.iterdir())
+    assert b"before" == output.read_bytes()
 
 
 def test_results_of_a_batch_that_runs_are_not_there(

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from omai_ray.batches import check
-from omai_ray.batches.answering import LineRequest
+from omai_ray.batches.answering import LineRequest, _first
 from omai_ray.batches.batches import WINDOW_S
+from omai_ray.batches.queue import BatchQueue
 from omai_ray.batches.turns import Turns
-from omai_ray.errors import InvalidRequest, NotFound, Overloaded
+from omai_ray.batches.watch import Looks
+from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
+from omai_ray.files import Files
 from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.metrics import Metric
 from omai_ray.telemetry.recorder import Recorder
@@ -209,10 +212,10 @@ async def test_a_batch_has_one_driver_and_another_after_its_lease(world: World) 
     first, second = (world.driver(InTurn(world.worker(Echo()))) for _ in range(2))
     assert [batch.id] == [b.id for b in await world.queue.claim(first.holder, LEASE_S)]
     assert [] == await world.queue.claim(second.holder, LEASE_S)
-    assert {batch.id} == await world.queue.renew(first.holder, LEASE_S)
+    assert {batch.id} == await world.queue.renew(first.holder, [batch.id], LEASE_S)
     world.clock.now_s += LEASE_S + 1
     assert [batch.id] == [b.id for b in await world.queue.claim(second.holder, LEASE_S)]
-    assert set() == await world.queue.renew(first.holder, LEASE_S)
+    assert set() == await world.queue.renew(first.holder, [batch.id], LEASE_S)
     await first.drive(batch)  # returns
     assert "validating" == (await world.queue.read(batch.id)).status
     await second.drive(batch)
@@ -344,6 +347,180 @@ async def test_what_is_left_of_ended_batches_is_removed(world: World) -> None:
     assert not [n for n in await world.contents.names_before(2e10) if n.startswith("batch_")]
 
 
+async def test_a_part_that_a_unit_has_is_kept_however_old(world: World) -> None:
+    """A batch may hang for days before it ends, and wants its parts then."""
+    batch = await world.submit(LINES)
+    worker = world.worker(Echo())
+    driver = world.driver(InTurn(worker))
+    await world.queue.claim(driver.holder, LEASE_S)
+    await driver._step(batch.id)
+    assert await worker.do((await world.queue.units(batch.id))[0])
+    now_s, world.clock.now_s = world.clock.now_s, 1e11
+    await driver._sweep()
+    world.clock.now_s = now_s
+    await driver.drive(batch)
+    assert ECHOED == await world.results(await world.queue.read(batch.id))
+
+
+async def test_what_is_held_without_being_known_is_free_again_after_the_lease(
+    world: World,
+) -> None:
+    """A claim may be committed and yet fail: whoever made it does not keep what it drives not."""
+    batch = await world.submit(LINES)
+    driver = world.driver(InTurn(world.worker(Echo())))
+    await world.queue.claim(driver.holder, LEASE_S)
+    world.clock.now_s += LEASE_S - 1
+    driver._driving["another"] = asyncio.create_task(asyncio.sleep(0))
+    await driver._renew()
+    world.clock.now_s += 2
+    assert [batch.id] == [b.id for b in await world.queue.claim(driver.holder, LEASE_S)]
+
+
+async def test_a_line_whose_answering_breaks_fails_alone(world: World) -> None:
+    """Or its unit would be tried again for ever."""
+
+    async def break_at_r2(asked: LineRequest) -> None:
+        if asked.usage_id.endswith("_3"):
+            raise RecursionError("too deep")
+
+    batch = await world.run(LINES, Echo(before=break_at_r2))
+    assert "completed" == batch.status
+    assert (10, 9, 1) == counts(batch)
+    assert ECHOED | {"r2": 500} == await world.results(batch)
+
+
+@pytest.mark.parametrize("input_gone", [False, True])
+async def test_answers_that_are_gone_are_said_to_be_so(world: World, input_gone: bool) -> None:
+    """After an hour the batch ends with the others; where the input is gone too, by its errors."""
+    batch = await world.submit(LINES)
+
+    async def passing(seconds: float) -> None:
+        world.clock.now_s += seconds
+        await briefly(seconds)
+
+    class Loses(InTurn):
+        async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
+            await super().run(batch, units)
+            lost = (await world.queue.units(batch.id))[1].part
+            await world.contents.delete(str(lost))
+            if input_gone:
+                await world.contents.delete(batch.input_file_id)
+
+    await world.drive(world.driver(Loses(world.worker(Echo())), sleep=passing))
+    ended = await world.queue.read(batch.id)
+    assert ("completed", (10, 7, 3)) == (ended.status, counts(ended))
+    assert (ended.finalizing_at or 0) + 3600 < (ended.completed_at or 0)
+    kept = {name: text for name, text in ECHOED.items() if name not in ("r3", "r4", "r5")}
+    if input_gone:
+        assert kept == await world.results(ended)
+        assert ended.errors is not None
+        (error,) = ended.errors
+        assert "invalid_file" == error["code"]
+        assert "3 requests" in error["message"]
+    else:
+        lost = dict.fromkeys(("r3", "r4", "r5"), "answer_lost")
+        assert kept | lost == await world.results(ended)
+        assert ended.errors is None
+
+
+async def test_files_are_assembled_once_however_often_their_rows_fail(world: World) -> None:
+    """Each try would leave a copy of them."""
+    batch = await world.submit(LINES)
+    outcomes: list[Exception | None] = [Overloaded("away"), Overloaded("away"), None]
+
+    class Flaky:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.queue, name)
+
+        async def finish(self, *args: Any) -> None:
+            if (outcome := outcomes.pop(0)) is not None:
+                raise outcome
+            await world.queue.finish(*args)
+
+    await world.drive(world.driver(InTurn(world.worker(Echo())), Flaky()))
+    assert [] == outcomes
+    assert "completed" == (await world.queue.read(batch.id)).status
+    names = await world.contents.names_before(2e10)
+    assert 2 == sum(name.startswith("file-") for name in names)  # the input and the output
+
+
+async def test_a_failure_of_ours_is_not_the_inputs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the batch nor a line ends by it: both are tried again."""
+    batch = await world.submit(LINES)
+    worker = world.worker(Echo())
+    driver = world.driver(InTurn(worker))
+    both: list[Any] = [driver, worker]
+    for one in both:
+        owner, outcomes = one._owner, [ServerError("broken")]
+
+        async def flaky(
+            *args: Any, owner: Any = owner, outcomes: list[ServerError] = outcomes
+        ) -> Any:
+            if outcomes:
+                raise outcomes.pop()
+            return await owner(*args)
+
+        monkeypatch.setattr(one, "_owner", flaky)
+    await world.drive(driver)
+    ended = await world.queue.read(batch.id)
+    assert ("completed", (10, 10, 0)) == (ended.status, counts(ended))
+
+
+async def test_a_watch_that_breaks_stops_no_batch() -> None:
+    """The work is given up, to be done again; its lines are not called expired."""
+
+    async def breaks() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await _first(asyncio.create_task(breaks()), forever(0))
+
+
+async def test_batches_that_are_looked_after_together_are_so_by_one_query(world: World) -> None:
+    """However many a driver has; who asks while one runs is told by the next."""
+    made = [await world.submit(LINES[:1]) for _ in range(20)]
+    await world.batches.cancel(world.account, made[3].id)
+    queries: list[set[str]] = []
+
+    class Counted:
+        async def over(self, asked: set[str]) -> set[str]:
+            queries.append(asked)
+            return await world.queue.over(asked)
+
+    looks = Looks(cast("BatchQueue", Counted()))
+    over = await asyncio.gather(*(looks.is_over(batch.id) for batch in made))
+    assert [3] == [number for number, is_over in enumerate(over) if is_over]
+    assert [{batch.id for batch in made}] == queries
+    world.clock.now_s += WINDOW_S
+    assert await looks.is_over(made[0].id)
+
+
+async def test_a_server_that_starts_again_goes_on_with_its_batches(world: World) -> None:
+    """Those that its last life has begun, and those that it had not come to."""
+    begun, other = await world.submit(LINES), await world.submit(LINES[:1])
+    worker = world.worker(Echo())
+    first = world.driver(InTurn(worker))
+    await world.queue.claim(first.holder, LEASE_S)
+    await first._step(begun.id)
+    assert await worker.do((await world.queue.units(begun.id))[0])
+
+    world.clock.now_s += LEASE_S + 1
+    echo = Echo()
+    queue = BatchQueue(world.store, Files(world.store, world.contents, world.clock), world.clock)
+    again = world.driver(InTurn(world.worker(echo, queue)), queue)
+    running = asyncio.create_task(again.run())
+    async with asyncio.timeout(30):
+        for batch in (begun, other):
+            while (await world.queue.read(batch.id)).status != "completed":
+                await briefly(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert ECHOED == await world.results(await world.queue.read(begun.id))
+    assert {f"use_{begun.id}_{n}" for n in range(4, 11)} | {f"use_{other.id}_1"} == echo.used
+
+
 async def test_a_database_that_is_away_for_a_while_is_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +591,25 @@ async def test_a_free_turn_goes_to_the_account_that_has_the_fewest() -> None:
     assert ["a", "a", "a", "b"] == sorted(order)
     async with asyncio.timeout(5), turns.turn("d"):
         pass
+
+
+async def test_a_turn_passes_by_who_was_cancelled_just_now() -> None:
+    """Their task has yet to run."""
+    turns, gate = Turns(1), asyncio.Event()
+
+    async def run() -> None:
+        async with turns.turn("a"):
+            await gate.wait()
+
+    first = asyncio.create_task(run())
+    await briefly(0)
+    second, third = (asyncio.create_task(run()) for _ in range(2))
+    await briefly(0)
+    gate.set()  # the first ends, and gives its turn, before the second hears of its end
+    second.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(first, third)
+    assert second.cancelled()
 
 
 async def test_other_accounts_see_nothing_of_a_batch(world: World) -> None:

@@ -39,6 +39,20 @@ def embedding(custom_id: str, given: Any) -> dict[str, Any]:
     return request(custom_id, url=EMBEDDINGS, body={"model": "omai-gpt-4", "input": given})
 
 
+def nested(levels: int) -> list[Any]:
+    """Return a list in so many lists."""
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def test_a_body_may_be_as_deep_as_online() -> None:
+    """And no deeper."""
+    body = {"model": "gpt-4", "x": nested(63)}
+    assert 1 == checked([request("a") | {"body": body}]).requests
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -48,6 +62,7 @@ def embedding(custom_id: str, given: Any) -> dict[str, Any]:
         (request("a") | {"method": "GET"}, "invalid_method"),
         (request("a") | {"url": "/v1/embeddings"}, "mismatched_url"),
         (request("a") | {"body": []}, "invalid_body"),
+        (request("a") | {"body": {"model": "gpt-4", "x": nested(64)}}, "invalid_json"),
         (request("a") | {"body": {}}, "missing_required_parameter"),
         (request("a") | {"body": {"model": 1}}, "missing_required_parameter"),
         (request("a") | {"body": {"model": "none"}}, "model_not_found"),
@@ -122,6 +137,9 @@ def test_stretches_hold_every_line_and_are_the_same_each_time(
     monkeypatch.setattr(check, "UNIT_INPUTS", 3)
     many = [embedding(str(n), ["x", "y"]) for n in range(3)]
     assert [1, 1, 1] == [s.lines for s in checked(many, EMBEDDINGS).stretches]
+    monkeypatch.setattr(check, "UNIT_BYTES", 1000)
+    gaps = [request("a"), *[""] * 1000, request("b")]
+    assert [1, 1] == [s.lines for s in checked(gaps).stretches]
     monkeypatch.setattr(check, "UNIT_BYTES", 1)
     assert [1] * 5 == [s.lines for s in checked(lines).stretches]
 

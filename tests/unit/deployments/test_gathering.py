@@ -72,6 +72,24 @@ async def test_a_model_that_is_away_is_not_asked_once_more_for_each() -> None:
     assert [9] == lengths.calls
 
 
+async def test_nobody_waits_for_a_call_that_is_given_up() -> None:
+    """Those that share it are told."""
+    called = asyncio.Event()
+
+    class Hangs(Lengths):
+        async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
+            called.set()
+            return await super().embed(inputs, account)
+
+    gathering = GatheringBackend(Hangs())
+    asked = [asyncio.create_task(gathering.embed([[1]], "acct")) for _ in range(2)]
+    await called.wait()
+    (call,) = gathering._calls
+    call.cancel()
+    errors = await asyncio.gather(*asked, return_exceptions=True)
+    assert [Overloaded, Overloaded] == [type(error) for error in errors]
+
+
 async def test_what_is_cancelled_while_it_waits_is_not_asked() -> None:
     """And what it shared a call with is."""
     lengths = Lengths()

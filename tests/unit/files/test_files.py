@@ -392,7 +392,7 @@ async def test_the_sweep_goes_on_after_a_failure(files: Files, root: Path, clock
     clock.now_s += 3600
     tried = asyncio.Event()
     remove = files.remove_expired
-    outcomes: list[Exception | None] = [Overloaded("away"), None]
+    outcomes: list[Exception | None] = [Overloaded("away"), KeyError("broken"), None]
 
     async def remove_expired() -> int:
         outcome = outcomes.pop(0) if outcomes else None

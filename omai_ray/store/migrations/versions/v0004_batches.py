@@ -69,5 +69,5 @@ def _create_batches() -> None:
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="fk_batches_account_id"),
         sa.PrimaryKeyConstraint("id", name="pk_batches"),
     )
-    op.create_index("ix_batches_account_id", "batches", ["account_id", "created", "id"])
+    op.create_index("ix_batches_account_id", "batches", ["account_id", "id"])
     op.create_index("ix_batches_status", "batches", ["status", "created"])

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from deployments.batches import _must_begin_anew
+from omai_ray.settings import BatchSettings, FileSettings, Settings
+
+
+def test_a_driver_begins_anew_where_batches_or_files_are_set_otherwise() -> None:
+    """It holds the place of files open; all else it goes over to."""
+    before = Settings()
+    for changes, anew in (
+        ({"log_level": "DEBUG"}, False),
+        ({"batches": BatchSettings(workers=2)}, True),
+        ({"files": FileSettings(location="s3://bucket/files")}, True),
+        ({"files": FileSettings(max_bytes=1)}, False),
+    ):
+        assert anew == _must_begin_anew(before, before.model_copy(update=changes))
