@@ -9,6 +9,7 @@ from html import escape
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 180, 64, 24, 10
 _BAR, _NAME_WIDTH = 26, 150
 _TICKS = 4
+_LEAST = 1e-9  # what is smaller is nothing, on an axis
 
 
 def line_chart(points: Sequence[tuple[float, float]], across: str) -> str:
@@ -65,10 +66,11 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], series: Sequence[s
 
 def _round_up(most: float) -> float:
     """Return the end of an axis whose quarters are round numbers."""
-    if most <= 0:
+    if most < _LEAST:
         return 1.0
     power: float = 10 ** math.floor(math.log10(most))
-    return next(power * step for step in (1, 2, 4, 6, 8, 10) if most <= power * step)
+    # A logarithm that was rounded can be one too small.
+    return next(power * step for step in (1, 2, 4, 6, 8, 10, 20) if most <= power * step)
 
 
 def _y_axis(most: float) -> list[str]:
