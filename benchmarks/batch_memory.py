@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
+
+from sampler import Sampler
 
 EVERY_S = 0.01
 
 
-class Growth:
+class Growth(Sampler):
     """A context that watches this process's descendants. mib: the most that each has gained.
 
     titles: what to call one -> what its title has in it. Raises SystemExit where there is none.
     """
 
     def __init__(self, titles: dict[str, str]) -> None:
+        super().__init__(EVERY_S)
         self._pids = {name: _descendant(title) for name, title in titles.items()}
         self._before = {name: _resident_mib(pid) for name, pid in self._pids.items()}
         self.mib = dict.fromkeys(titles, 0.0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Growth:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            for name, pid in self._pids.items():
-                gained = _resident_mib(pid) - self._before[name]
-                self.mib[name] = max(self.mib[name], gained)
+    def take(self) -> None:
+        """Keep what is more than before."""
+        for name, pid in self._pids.items():
+            gained = _resident_mib(pid) - self._before[name]
+            self.mib[name] = max(self.mib[name], gained)
 
 
 def _descendant(title: str) -> int:

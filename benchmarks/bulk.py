@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +37,8 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from sampler import Sampler  # noqa: E402
 
 from examples.sample_corpus import passages, write_corpus  # noqa: E402
 from omai_ray.catalog import ModelSpec, locate  # noqa: E402
@@ -163,27 +164,18 @@ def write_generated(folder: Path, gigabytes: float) -> int:
     return rows * count
 
 
-class Watch:
+class Watch(Sampler):
     """A context that samples the memory of this process and of the job's actors, in MiB."""
 
     def __init__(self) -> None:
+        super().__init__(every_s=0.5)
         self.samples: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.5):
-            workers = [pid for pid in map(_pid, Path("/proc").iterdir()) if pid and _is_worker(pid)]
-            if workers:
-                self.samples.append(sum(map(_private_mib, [os.getpid(), *workers])))
+    def take(self) -> None:
+        """Add a sample, once there are actors."""
+        workers = [pid for pid in map(_pid, Path("/proc").iterdir()) if pid and _is_worker(pid)]
+        if workers:
+            self.samples.append(sum(map(_private_mib, [os.getpid(), *workers])))
 
 
 def _pid(path: Path) -> int | None:

@@ -125,17 +125,21 @@ def test_json_prints_one_object_on_stdout(
     assert (printed["ok"], printed["rows_per_s"], printed["max_dead"]) == (True, 0.0, 0.01)
 
 
-def test_arguments_reach_the_job(
-    settings: Settings, report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each option means what it says."""
-    jobs: list[EmbedJob] = []
+@pytest.fixture
+def jobs(report: Report, monkeypatch: pytest.MonkeyPatch) -> list[EmbedJob]:
+    """Return the jobs that the command is about to run; none is."""
+    given: list[EmbedJob] = []
 
     def embed_corpus(job: EmbedJob, _: object) -> Report:
-        jobs.append(job)
+        given.append(job)
         return report
 
     monkeypatch.setattr(command, "embed_corpus", embed_corpus)
+    return given
+
+
+def test_arguments_reach_the_job(settings: Settings, jobs: list[EmbedJob]) -> None:
+    """Each option means what it says."""
     options = (
         "--on-long error --dtype float16 --columns a,b --max-dead 0.5 --actors 3:5 --overwrite"
     )
@@ -164,16 +168,9 @@ def test_arguments_reach_the_job(
 
 
 def test_template_and_chunk_arguments_reach_the_job(
-    settings: Settings, report: Report, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, jobs: list[EmbedJob]
 ) -> None:
     """A template's backslash escapes are read."""
-    jobs: list[EmbedJob] = []
-
-    def embed_corpus(job: EmbedJob, _: object) -> Report:
-        jobs.append(job)
-        return report
-
-    monkeypatch.setattr(command, "embed_corpus", embed_corpus)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = "--on-long chunk --chunk-tokens 99 --chunk-overlap 9 --chunk-pool mean --row-id"
