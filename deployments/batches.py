@@ -17,14 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import ray
 from ray import serve
-from ray.experimental import internal_kv
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
+from deployments.detached import detached, keep, kept
 from deployments.engines import HealthyAnswers, engine_backend
 from deployments.gathering import GatheringBackend
-from deployments.limiter import NAMESPACE
 from deployments.metrics import export
 from deployments.names import deployment_name
 from deployments.serving import serve_models
@@ -64,19 +62,7 @@ def driver_name(settings: Settings) -> str:
 def start_driver(settings: Settings, app: str) -> Any:
     """Return the driver, started where it is not there, with these settings. app: Serve's name."""
     name = driver_name(settings)
-    actor: Any = (
-        ray.remote(BatchDriver)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        .remote(name, settings, app)
-    )
+    actor = detached(BatchDriver, name, name, settings, app, max_task_retries=-1)
     actor.configure.remote(settings)
     return actor
 
@@ -86,8 +72,8 @@ class BatchDriver:
 
     def __init__(self, name: str, settings: Settings, app: str) -> None:
         self._key = f"{name}-settings".encode()
-        kept = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE.encode())
-        self._settings = Settings.model_validate_json(kept) if kept else settings
+        last = kept(self._key)
+        self._settings = Settings.model_validate_json(last) if last else settings
         self._app = app
         configure_logs(settings.log_level, settings.log_file)
         self._recorder = Recorder()
@@ -98,8 +84,7 @@ class BatchDriver:
 
     def configure(self, settings: Settings) -> None:
         """Go over to other settings, batches going on; how they are run is theirs to begin with."""
-        kept = settings.model_dump_json().encode()
-        internal_kv._internal_kv_put(self._key, kept, overwrite=True, namespace=NAMESPACE.encode())
+        keep(self._key, settings.model_dump_json().encode())
         anew = _must_begin_anew(self._settings, settings)
         self._settings = settings
         self._loop.call(self._reconfigure, anew)

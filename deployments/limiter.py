@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 import ray
-from ray.experimental import internal_kv
 
+from deployments.detached import detached, keep, kept
 from omai_ray.quota.buckets import InProcessBuckets
 from omai_ray.quota.coalescing import CoalescingLimiter, ShardedLimiter
 from omai_ray.quota.protocol import (
@@ -27,7 +27,6 @@ from omai_ray.quota.protocol import (
 from omai_ray.quota.redis_authority import RedisAuthority
 from omai_ray.settings import LimiterSettings
 
-NAMESPACE = "omai"
 _SNAPSHOT_SHARE = 0.05
 _SECRET_S = 5.0
 _LONGEST_LINE = 2**22
@@ -56,10 +55,10 @@ class LimiterActor:
         self._key = f"{name}-snapshot".encode()
         self._snapshot_s = snapshot_s
         self._buckets = InProcessBuckets()
-        kept = internal_kv._internal_kv_get(self._key, namespace=NAMESPACE.encode())
-        if kept is not None:
+        snapshot = kept(self._key)
+        if snapshot is not None:
             try:
-                self._buckets.restore(kept)
+                self._buckets.restore(snapshot)
             except ValueError as error:
                 _log.warning("the limiter begins with full buckets: %s", error)
         self._calls = 0
@@ -119,13 +118,9 @@ class LimiterActor:
                 begun_s = time.perf_counter()
                 snapshot = self._buckets.snapshot()
                 pause_s = (time.perf_counter() - begun_s) / _SNAPSHOT_SHARE
-                await asyncio.to_thread(_put, self._key, snapshot)
+                await asyncio.to_thread(keep, self._key, snapshot)
             except Exception as error:
                 _log.warning("the limiter's snapshot was not written: %r", error)
-
-
-def _put(key: bytes, value: bytes) -> None:
-    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE.encode())
 
 
 def _write(writer: asyncio.StreamWriter, message: Any) -> None:
@@ -149,19 +144,7 @@ class ActorAuthority:
 
     def __init__(self, shard: int, snapshot_s: float) -> None:
         name = actor_name(shard)
-        self._actor: Any = (
-            ray.remote(LimiterActor)
-            .options(
-                name=name,
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                lifetime="detached",
-                num_cpus=0,
-                max_restarts=-1,
-                max_task_retries=0,
-            )
-            .remote(name, snapshot_s)
-        )
+        self._actor = detached(LimiterActor, name, name, snapshot_s, max_task_retries=0)
         self._line: _Line | None = None
 
     async def call(self, batch: Batch) -> list[Decision]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from deployments.limiter import NAMESPACE, ActorAuthority, actor_name
+from deployments.detached import NAMESPACE
+from deployments.limiter import ActorAuthority, actor_name
 from omai_ray.quota.protocol import Batch, Claim, Limits, Reservation
 
 SHARD = 63  # no other test's

@@ -15,7 +15,8 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.app import app
-from deployments.limiter import NAMESPACE, actor_name
+from deployments.detached import NAMESPACE
+from deployments.limiter import actor_name
 from omai_ray.errors import ConfigError
 from tests.ray.conftest import Served
 
