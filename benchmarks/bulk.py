@@ -27,11 +27,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,7 +45,9 @@ from sampler import Sampler  # noqa: E402
 
 from examples.sample_corpus import passages, write_corpus  # noqa: E402
 from omai_ray.catalog import ModelSpec, locate  # noqa: E402
+from omai_ray.text.windows import Window  # noqa: E402
 from pipelines.embed_corpus import embed_corpus  # noqa: E402
+from pipelines.engine import Engine  # noqa: E402
 from pipelines.job import EmbedJob  # noqa: E402
 
 PEERS = ("bare_engine", "sentence_transformers", "plain_ray_data")
@@ -60,36 +65,46 @@ SLEEP_S = 0.004  # for each row, of the engine that only sleeps
 class InstantEngine:
     """Gives every row the same vector, after `sleep_s`; loads no model."""
 
-    context, dimension, vocab_size = 256, 384, 30_000
+    context, dimension = 256, 384
+    tokens_around = 2
+    unit_length = True
     int8_cosine = ""
     fingerprint = "0" * 64
     tokens = computed_tokens = 0
 
     def __init__(self, sleep_s: float = 0.0) -> None:
-        self.tokenizer = self
         self.provenance: dict[str, Any] = {}
         self._sleep_s = sleep_s
+
+    @property
+    def tokenizer(self) -> InstantEngine:
+        """Its own."""
+        return self
+
+    def windows(self, texts: Sequence[str], size: int, overlap: int) -> list[list[Window]]:
+        """Chunks are not measured."""
+        raise NotImplementedError
 
     def shorten(self, ids: list[int]) -> list[int]:
         """Return them as they are."""
         return ids
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Return two ids a text."""
-        return [[1, 2] for _ in texts]
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return three ids a text, as equal ones are computed once."""
+        return [[1, zlib.crc32(text.encode()), 2] for text in texts]
 
-    def embed_ids(self, inputs: list[list[int]]) -> Any:
+    def embed_ids(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Return float32 [N, 384]."""
         time.sleep(self._sleep_s * len(inputs))
         return np.full((len(inputs), self.dimension), 0.051, dtype=np.float32)
 
 
-def instant(_: ModelSpec) -> Any:
+def instant(_: ModelSpec) -> Engine:
     """Return an engine that takes no time."""
     return InstantEngine()
 
 
-def sleeping(_: ModelSpec) -> Any:
+def sleeping(_: ModelSpec) -> Engine:
     """Return an engine that waits for its rows, as for a device that works alone."""
     return InstantEngine(SLEEP_S)
 
@@ -262,7 +277,8 @@ def measure_scaling(folder: Path, rows: int) -> dict[str, Any]:
 
     source = folder / "short"
     source.mkdir()
-    pq.write_table(pa.table({"text": ["some words"] * rows}), source / "a.parquet")
+    texts = [f"some words, {number}" for number in range(rows)]
+    pq.write_table(pa.table({"text": texts}), source / "a.parquet")
     rates = []
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
