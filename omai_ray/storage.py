@@ -166,11 +166,6 @@ class Location:
         """Say whether a file or object is here."""
         return self.stat() is not None
 
-    def is_dir(self) -> bool:
-        """Say whether it is a directory, or a prefix of some object's key."""
-        with _failures(self):
-            return bool(self._filesystem.get_file_info(self.path).type.name == "Directory")
-
     def list(self, *, recursive: bool = True) -> list[Stat]:
         """Return the files or objects below, in the order of their names; empty where none are."""
         from pyarrow.fs import FileSelector

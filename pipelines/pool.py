@@ -11,16 +11,16 @@ from pipelines.job import EmbedJob
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSize:
     """Actors: never fewer than `least`, nor more than `most`; a job starts with `first`."""
 
     least: int
     first: int
     most: int
 
-    def fit(self, units: int) -> Pool:
+    def fit(self, units: int) -> PoolSize:
         """Return a pool that has no more actors than there are units."""
-        return Pool(min(self.least, units), min(self.first, units), min(self.most, units))
+        return PoolSize(min(self.least, units), min(self.first, units), min(self.most, units))
 
 
 def reserved_cpus(job: EmbedJob) -> float:
@@ -28,7 +28,7 @@ def reserved_cpus(job: EmbedJob) -> float:
     return job.model.num_cpus if job.model.num_gpus else max(1.0, job.model.num_cpus)
 
 
-def size_pool(job: EmbedJob, free: Mapping[str, float], *, own: bool) -> Pool:
+def size_pool(job: EmbedJob, free: Mapping[str, float], *, own: bool) -> PoolSize:
     """Return the pool of a job on a Ray that has these resources free.
 
     own: that Ray is the job's own, so more than fits now never will. On a shared one, actors that
@@ -44,11 +44,11 @@ def size_pool(job: EmbedJob, free: Mapping[str, float], *, own: bool) -> Pool:
     if fitting < 1 and (bounded or job.actors is None):
         raise ConfigError(_refusal(job, free, needed))
     if job.actors is None:
-        return Pool(fitting, fitting, fitting)
+        return PoolSize(fitting, fitting, fitting)
     least, most = job.actors, job.max_actors or job.actors
     if bounded:
         least, most = min(least, fitting), min(most, fitting)
-    return Pool(least, min(max(fitting, least), most), most)
+    return PoolSize(least, min(max(fitting, least), most), most)
 
 
 def _refusal(job: EmbedJob, free: Mapping[str, float], needed: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from pipelines.errors import RunFailed, brief
 from pipelines.job import EmbedJob
 from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit
-from pipelines.pool import Pool, reserved_cpus, size_pool
+from pipelines.pool import PoolSize, reserved_cpus, size_pool
 from pipelines.ray_actors import Board, EmbedWorker, Pump
 from pipelines.ray_quiet import quiet_ray_data, quiet_ray_start
 from pipelines.run import Tick
@@ -38,7 +38,7 @@ class RayExecutor:
         self._job = job
         self._cpus = reserved_cpus(job)
         self._joined = False
-        self._pool = Pool(0, 0, 0)
+        self._pool = PoolSize(0, 0, 0)
         self.actors = 0
 
     def __enter__(self) -> RayExecutor:
@@ -118,7 +118,7 @@ class RayExecutor:
         )
 
 
-def actor_strategy(pool: Pool) -> Any:
+def actor_strategy(pool: PoolSize) -> Any:
     """Return Ray Data's strategy for a pool: it adds actors while those there are busy."""
     from ray.data import ActorPoolStrategy
 

@@ -10,7 +10,7 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
 from pipelines.embed_corpus import add_arguments
 from pipelines.job import EmbedJob
-from pipelines.pool import Pool, size_pool
+from pipelines.pool import PoolSize, size_pool
 
 Job = Callable[..., EmbedJob]
 FREE = {"CPU": 8.0, "GPU": 2.0}
@@ -20,23 +20,23 @@ GPU_MODEL = ModelSpec(name="g", task="embedding", source=".", num_cpus=1, num_gp
 @pytest.mark.parametrize(
     ("options", "own", "pool"),
     [
-        ({}, False, Pool(8, 8, 8)),
-        ({"leave_cpus": 3}, False, Pool(5, 5, 5)),
-        ({"actors": 3}, False, Pool(3, 3, 3)),
-        ({"actors": 12}, False, Pool(12, 12, 12)),
-        ({"actors": 12}, True, Pool(8, 8, 8)),
-        ({"actors": 12, "leave_cpus": 2.5}, False, Pool(5, 5, 5)),
-        ({"actors": 2, "max_actors": 4}, False, Pool(2, 4, 4)),
-        ({"actors": 2, "max_actors": 32}, False, Pool(2, 8, 32)),
-        ({"actors": 2, "max_actors": 32}, True, Pool(2, 8, 8)),
-        ({"actors": 2, "max_actors": 32, "leave_cpus": 7}, False, Pool(1, 1, 1)),
-        ({"model": GPU_MODEL}, False, Pool(4, 4, 4)),
-        ({"model": GPU_MODEL, "leave_gpus": 1}, False, Pool(2, 2, 2)),
-        ({"model": GPU_MODEL, "leave_cpus": 7}, False, Pool(1, 1, 1)),
+        ({}, False, PoolSize(8, 8, 8)),
+        ({"leave_cpus": 3}, False, PoolSize(5, 5, 5)),
+        ({"actors": 3}, False, PoolSize(3, 3, 3)),
+        ({"actors": 12}, False, PoolSize(12, 12, 12)),
+        ({"actors": 12}, True, PoolSize(8, 8, 8)),
+        ({"actors": 12, "leave_cpus": 2.5}, False, PoolSize(5, 5, 5)),
+        ({"actors": 2, "max_actors": 4}, False, PoolSize(2, 4, 4)),
+        ({"actors": 2, "max_actors": 32}, False, PoolSize(2, 8, 32)),
+        ({"actors": 2, "max_actors": 32}, True, PoolSize(2, 8, 8)),
+        ({"actors": 2, "max_actors": 32, "leave_cpus": 7}, False, PoolSize(1, 1, 1)),
+        ({"model": GPU_MODEL}, False, PoolSize(4, 4, 4)),
+        ({"model": GPU_MODEL, "leave_gpus": 1}, False, PoolSize(2, 2, 2)),
+        ({"model": GPU_MODEL, "leave_cpus": 7}, False, PoolSize(1, 1, 1)),
     ],
 )
 def test_a_pool_fits_what_is_free_and_keeps_what_is_to_be_left(
-    make_job: Job, options: dict[str, Any], own: bool, pool: Pool
+    make_job: Job, options: dict[str, Any], own: bool, pool: PoolSize
 ) -> None:
     """More than fits is asked for only of a cluster that may grow, and of which nothing is kept."""
     assert size_pool(make_job(**options), FREE, own=own) == pool
@@ -61,14 +61,14 @@ def test_a_pool_without_room_for_one_actor_is_refused(
 def test_actors_may_wait_on_a_shared_cluster_where_nothing_is_kept(make_job: Job) -> None:
     """Not on one of the job's own, where nothing would ever become free."""
     busy = {"CPU": 0.0}
-    assert size_pool(make_job(actors=2, max_actors=4), busy, own=False) == Pool(2, 2, 4)
+    assert size_pool(make_job(actors=2, max_actors=4), busy, own=False) == PoolSize(2, 2, 4)
     with pytest.raises(ConfigError, match="0 CPU"):
         size_pool(make_job(actors=2), busy, own=True)
 
 
 def test_there_are_no_more_actors_than_units() -> None:
     """Not one that would have nothing to do."""
-    assert Pool(2, 4, 8).fit(3) == Pool(2, 3, 3)
+    assert PoolSize(2, 4, 8).fit(3) == PoolSize(2, 3, 3)
 
 
 @pytest.mark.parametrize(
