@@ -21,6 +21,7 @@ from deployments.embedding import EmbeddingReplica
 from deployments.haproxy import BINARY_VARIABLE
 from deployments.ingress import CATALOG, Ingress
 from deployments.names import deployment_name, version_of
+from deployments.placing import engine_options, placed
 from deployments.routing import router_config
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError
@@ -80,7 +81,7 @@ def build(settings: Settings) -> Application:
         num_replicas=settings.ingress.replicas,
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
         max_replicas_per_node=settings.ingress.max_replicas_per_node,
-        ray_actor_options=_placed(
+        ray_actor_options=placed(
             {"num_cpus": settings.ingress.num_cpus}, settings.ingress.placement
         ),
         graceful_shutdown_timeout_s=settings.drain_s + SETTLE_S,
@@ -102,7 +103,7 @@ def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
         max_ongoing_requests=2 * (spec.max_running_requests + spec.max_queued_requests),
         max_queued_requests=spec.max_queued_requests,
         max_replicas_per_node=spec.max_replicas_per_node,
-        ray_actor_options=_actor_options(spec),
+        ray_actor_options=engine_options(spec),
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.drain_s,
@@ -115,17 +116,6 @@ def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
         **_scaling(spec),
     )
     return deployment
-
-
-def _actor_options(spec: ModelSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
-    if spec.runtime_env:
-        options["runtime_env"] = spec.runtime_env
-    return _placed(options, spec.placement)
-
-
-def _placed(options: dict[str, Any], placement: dict[str, str]) -> dict[str, Any]:
-    return {**options, "label_selector": placement} if placement else options
 
 
 def _scaling(spec: ModelSpec) -> dict[str, Any]:

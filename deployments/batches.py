@@ -8,48 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import threading
-import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from ray import serve
+import ray
 
-from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
-from deployments.detached import detached, keep, kept
-from deployments.engines import HealthyAnswers, engine_backend
-from deployments.gathering import GatheringBackend
+from deployments.batch_pool import Worker, WorkerPool
+from deployments.batch_worker import RayWorker, Stored, Work
+from deployments.detached import detached, forget, keep, kept
 from deployments.metrics import export
-from deployments.names import deployment_name
-from deployments.serving import serve_models
-from omai_ray.api.accounting import Accountant
-from omai_ray.api.in_process import InProcessApi
-from omai_ray.api.measures import Measures
-from omai_ray.batches.answering import Answers, UnitWorker
 from omai_ray.batches.driver import Driver, Rules
-from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError, Overloaded
-from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
-from omai_ray.ledger import UsageLedger
-from omai_ray.quota.buckets import InProcessBuckets
-from omai_ray.quota.budgets import MonthlyBudgets
-from omai_ray.quota.gate import Gate
-from omai_ray.settings import Settings, Tier
-from omai_ray.store import Batch, BatchUnit, Store
+from omai_ray.settings import Settings
+from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.telemetry.recorder import Recorder
-from pipelines.run_batch import Pool, Work, run_units
-
-SHARED_CPUS = 0.1
-"""What a worker reserves that asks the replicas that serve."""
 
 _RESTART_S = 5.0
+_LOOK_S, _LOOKS = 10.0, 3
+"""Seconds between looks for the application; how many in a row do not find one that is gone."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +45,7 @@ def start_driver(settings: Settings, app: str) -> Any:
     """Return the driver, started where it is not there, with these settings. app: Serve's name."""
     name = driver_name(settings)
     actor = detached(BatchDriver, name, name, settings, app, max_task_retries=-1)
-    actor.configure.remote(settings)
+    actor.configure.remote(settings, app)
     return actor
 
 
@@ -73,7 +55,10 @@ class BatchDriver:
     def __init__(self, name: str, settings: Settings, app: str) -> None:
         self._key = f"{name}-settings".encode()
         last = kept(self._key)
-        self._settings = Settings.model_validate_json(last) if last else settings
+        if last is not None:
+            last_app, _, values = last.decode().partition("\n")
+            settings, app = Settings.model_validate_json(values), last_app
+        self._settings = settings
         self._app = app
         configure_logs(settings.log_level, settings.log_file)
         self._recorder = Recorder()
@@ -81,12 +66,14 @@ class BatchDriver:
         self._loop = _Loop("batches")
         self._driver: Driver | None = None
         self._running = self._loop.begin(self._run())
+        self._loop.begin(self._end_with_app())
 
-    def configure(self, settings: Settings) -> None:
+    def configure(self, settings: Settings, app: str) -> None:
         """Go over to other settings, batches going on; how they are run is theirs to begin with."""
-        keep(self._key, settings.model_dump_json().encode())
+        keep(self._key, f"{app}\n{settings.model_dump_json()}".encode())
         anew = _must_begin_anew(self._settings, settings)
         self._settings = settings
+        self._app = app
         self._loop.call(self._reconfigure, anew)
 
     def _reconfigure(self, anew: bool) -> None:
@@ -108,22 +95,57 @@ class BatchDriver:
 
     async def _drive(self) -> None:
         settings = self._settings
-        async with _Stored(settings) as stored:
-            self._driver = Driver(
-                stored.queue,
-                stored.contents,
-                RayDataExecutor(self, self._app),
-                Directory(stored.store).owner,
-                _rules(settings),
-                max_running=settings.batches.max_running,
-                recorder=self._recorder,
-            )
-            await self._driver.run()
+        executor = PooledExecutor(self)
+        try:
+            async with Stored(settings) as stored:
+                self._driver = Driver(
+                    stored.queue,
+                    stored.contents,
+                    executor,
+                    Directory(stored.store).owner,
+                    _rules(settings),
+                    max_running=settings.batches.max_running,
+                    recorder=self._recorder,
+                )
+                await self._driver.run()
+        finally:
+            executor.close()
+
+    async def _end_with_app(self) -> None:
+        """End this actor, and with it its workers, once the application is served no more."""
+        await gone(lambda: _is_served(self._app))
+        _log.info("batches: '%s' is not served any more", self._app)
+        self._running.cancel()
+        forget(self._key)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     @property
     def settings(self) -> Settings:
         """What it was last configured with."""
         return self._settings
+
+    @property
+    def app(self) -> str:
+        """Serve's name of the application that it is of."""
+        return self._app
+
+
+async def gone(is_served: Callable[[], bool], every_s: float = _LOOK_S) -> None:
+    """Return once several looks in a row find nothing; one that fails tells nothing."""
+    missed = 0
+    while missed < _LOOKS:
+        await asyncio.sleep(every_s)
+        try:
+            missed = 0 if await asyncio.to_thread(is_served) else missed + 1
+        except Exception:
+            _log.warning("batches: Serve does not say what it serves", exc_info=True)
+
+
+def _is_served(app: str) -> bool:
+    """Whether Serve has an application, in whatever state. Blocking."""
+    from ray import serve
+
+    return app in serve.status().applications
 
 
 def _must_begin_anew(before: Settings, after: Settings) -> bool:
@@ -135,38 +157,50 @@ def _rules(settings: Settings) -> Rules:
     return Rules(settings.catalog, settings.tiers, settings.ingress.max_body_bytes)
 
 
-class RayDataExecutor:
-    """Has a batch's units answered by a Ray Data job."""
+class PooledExecutor:
+    """Has units answered by workers that stay for the next batch of their model.
 
-    def __init__(self, driver: BatchDriver, app: str) -> None:
+    Ended by `close`, and with it the workers.
+    """
+
+    def __init__(self, driver: BatchDriver) -> None:
         self._driver = driver
-        self._app = app
+        self._pools: dict[str, WorkerPool] = {}
 
     async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
-        """Return once each unit was tried; the job's thread ends with its next unit if cancelled.
+        """Return once each unit was tried; cancelled, workers stop with what they are at.
 
-        Raises Overloaded where the model is none that is served now.
+        Raises Overloaded where the model is none that is served now, or no worker can be started.
         """
         settings = self._driver.settings
         spec = _base_of(settings, batch.model or "")
-        own = settings.batches.backend_of(spec.name) == "own"
-        factory = WorkerFactory(settings, self._app, spec.name, own)
-        pool = _pool(settings, spec, own)
-        stopped = threading.Event()
+        await self._pool(Work.of(settings, self._driver.app, spec)).run(units)
 
-        def job() -> None:
-            for failure in run_units(factory, [json.dumps(asdict(unit)) for unit in units], pool):
-                if failure is not None:
-                    _log.warning("%s: a unit is left for later: %s", batch.id, failure)
-                if stopped.is_set():
-                    return
+    def close(self) -> None:
+        """End all workers."""
+        for pool in self._pools.values():
+            pool.close()
 
-        thread = ThreadPoolExecutor(1, thread_name_prefix="batch-job")
-        try:
-            await asyncio.get_running_loop().run_in_executor(thread, job)
-        finally:
-            stopped.set()
-            thread.shutdown(wait=False)
+    def _pool(self, work: Work) -> WorkerPool:
+        self._pools = {key: pool for key, pool in self._pools.items() if not pool.empty}
+        if work.key not in self._pools:
+
+            async def start() -> Worker:
+                await self._make_room(work)
+                return RayWorker(work)
+
+            batches = work.settings.batches
+            self._pools[work.key] = WorkerPool(start, batches.workers, batches.idle_s)
+        return self._pools[work.key]
+
+    async def _make_room(self, work: Work) -> None:
+        """End other work's idle workers where the cluster has not enough free for one more."""
+        free = await asyncio.to_thread(ray.available_resources)
+        wanted = {"CPU": work.options["num_cpus"], "GPU": work.options.get("num_gpus", 0)}
+        if any(free.get(name, 0.0) < amount for name, amount in wanted.items()):
+            for key, pool in self._pools.items():
+                if key != work.key:
+                    pool.end_idle()
 
 
 def _base_of(settings: Settings, model: str) -> ModelSpec:
@@ -177,108 +211,6 @@ def _base_of(settings: Settings, model: str) -> ModelSpec:
     if not found:
         raise Overloaded(f"the model '{model}' is not served now")
     return found[0]
-
-
-def _pool(settings: Settings, spec: ModelSpec, own: bool) -> Pool:
-    workers = settings.batches.workers
-    if not own:
-        return Pool(workers, SHARED_CPUS)
-    gpu = spec.num_gpus > 0
-    return Pool(workers, spec.num_cpus if gpu else max(1.0, spec.num_cpus), spec.num_gpus)
-
-
-@dataclass(frozen=True)
-class WorkerFactory:
-    """Makes a worker, in the actor that it works in. own: with an engine of its own."""
-
-    settings: Settings
-    app: str
-    model: str
-    own: bool
-
-    def __call__(self) -> Work:
-        """Return what does units."""
-        return _Worker(self)
-
-
-class _Worker:
-    """Answers units by the API's own endpoints, for one model."""
-
-    def __init__(self, made: WorkerFactory) -> None:
-        settings = made.settings
-        configure_logs(settings.log_level, settings.log_file)
-        spec = _base_of(settings, made.model)
-        aliases = {
-            alias: name
-            for alias, name in settings.aliases.items()
-            if name in (spec.name, *spec.adapters)
-        }
-        self._settings = settings.model_copy(update={"models": (spec,), "aliases": aliases})
-        self._made = made
-        self._loop = _Loop("batch-worker")
-        self._unit_worker = self._loop.begin(self._open(spec)).result()
-
-    def __call__(self, unit: str) -> str | None:
-        """Do a unit, and say why it could not be done; the log has more."""
-        try:
-            self._loop.begin(self._unit_worker.do(BatchUnit(**json.loads(unit)))).result()
-        except OMAiError as error:
-            return error.message
-        except Exception as error:
-            _log.exception("a unit failed")
-            return type(error).__name__
-        return None
-
-    async def _open(self, spec: ModelSpec) -> UnitWorker:
-        settings = self._settings
-        stored = await _Stored(settings).__aenter__()  # it ends with the process
-        backend = engine_backend(spec) if self._made.own else self._handles(spec)
-        models = await asyncio.to_thread(serve_models, settings, {spec.name: backend})
-        ledger = UsageLedger(stored.store)
-        # Batches have no minute's limits: what is enqueued of them is bounded.
-        unlimited = Tier(requests_per_minute=None, tokens_per_minute=None)
-        gate = Gate(
-            InProcessBuckets(),
-            dict.fromkeys(settings.tiers, unlimited),
-            MonthlyBudgets(ledger.tokens_in_month, answer_s=stored.store.patience_s),
-        )
-        recorder = Recorder()
-        export(recorder, lambda: None)
-        answers: Answers = InProcessApi(models, Accountant(gate, ledger, Measures(recorder)))
-        if self._made.own:
-            healthy = HealthyAnswers(answers, backend.ready)
-            self._watching = asyncio.create_task(healthy.watch())
-            answers = healthy
-        return UnitWorker(
-            stored.queue,
-            stored.contents,
-            answers,
-            Directory(stored.store).owner,
-            settings.batches.max_in_flight,
-        )
-
-    def _handles(self, spec: ModelSpec) -> Any:
-        handle = serve.get_deployment_handle(deployment_name(spec.name), self._made.app)
-        if spec.task == "chat":
-            return HandleChatBackend(handle, "batch")
-        return GatheringBackend(HandleEmbeddingBackend(handle, "batch"))
-
-
-class _Stored:
-    """The database and the files, open within."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    async def __aenter__(self) -> _Stored:
-        self.store = await Store.open(self._settings.sqlalchemy_url)
-        self.contents = await asyncio.to_thread(Contents.at, self._settings.files_location)
-        self.queue = BatchQueue(self.store, Files(self.store, self.contents), time.time)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.store.close()
-        await asyncio.to_thread(self.contents.close)
 
 
 class _Loop:

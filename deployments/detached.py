@@ -36,3 +36,8 @@ def kept(key: bytes) -> bytes | None:
     """Return what was put there last."""
     value: bytes | None = internal_kv._internal_kv_get(key, namespace=NAMESPACE.encode())
     return value
+
+
+def forget(key: bytes) -> None:
+    """Remove what was put there."""
+    internal_kv._internal_kv_del(key, namespace=NAMESPACE.encode())

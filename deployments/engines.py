@@ -17,6 +17,9 @@ from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.text.tokenizer import TextTokenizer
 
 HEALTH_S = 10.0
+ENGINE_CALLS = 2
+"""Of an embedding engine: one that it is at, and one that it goes on with."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,8 +57,12 @@ class EngineEmbeddingBackend:
         self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
-        """Return float32 [N, D] for N inputs of token ids."""
-        return await self._batcher.embed(inputs, account)
+        """Return float32 [N, D] for N inputs of token ids; those of like length share a step."""
+        order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
+        sorted_vectors = await self._batcher.embed([inputs[row] for row in order], account)
+        vectors = np.empty_like(sorted_vectors)
+        vectors[order] = sorted_vectors
+        return vectors
 
     async def ready(self) -> None:
         """Raise where the engine can no longer answer."""

@@ -18,74 +18,85 @@ CALLS_AT_ONCE = 4
 
 
 class _Asked(NamedTuple):
+    account: str
     inputs: list[list[int]]
     vectors: asyncio.Future[Vectors]
 
 
 class GatheringBackend:
-    """Implements EmbeddingBackend over another one, for the requests of one account.
+    """Implements EmbeddingBackend over another one.
 
-    What is asked while as many calls as may be are under way waits, and shares the next one.
+    What is asked while as many calls as may be are under way waits, and shares one with what else
+    waits of its account.
+    most_inputs: of a call that several share. calls_at_once: how many may be under way.
     """
 
-    def __init__(self, backend: EmbeddingBackend) -> None:
+    def __init__(
+        self,
+        backend: EmbeddingBackend,
+        most_inputs: int = MOST_INPUTS,
+        calls_at_once: int = CALLS_AT_ONCE,
+    ) -> None:
         self._backend = backend
+        self._most_inputs = most_inputs
+        self._calls_at_once = calls_at_once
         self._waiting: deque[_Asked] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 
     async def embed(self, inputs: list[list[int]], account: str) -> Vectors:
         """Return float32 [N, D] for N inputs of token ids."""
         loop = asyncio.get_running_loop()
-        asked = _Asked(inputs, loop.create_future())
+        asked = _Asked(account, inputs, loop.create_future())
         self._waiting.append(asked)
-        loop.call_soon(self._begin, account)  # after what else is asked in this turn of the loop
+        loop.call_soon(self._begin)  # after what else is asked in this turn of the loop
         return await asked.vectors
 
     async def ready(self) -> None:
         """Return once a replica answers."""
         await self._backend.ready()
 
-    def _begin(self, account: str) -> None:
-        while self._waiting and len(self._calls) < CALLS_AT_ONCE:
-            call = asyncio.create_task(self._call(self._next(), account))
+    def _begin(self) -> None:
+        while self._waiting and len(self._calls) < self._calls_at_once:
+            call = asyncio.create_task(self._call(self._next()))
             self._calls.add(call)
-            call.add_done_callback(lambda done: self._ended(done, account))
+            call.add_done_callback(self._ended)
 
-    def _ended(self, call: asyncio.Task[None], account: str) -> None:
+    def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
-        self._begin(account)
+        self._begin()
 
     def _next(self) -> list[_Asked]:
-        """Return what shares a call: one request at least, and no more inputs than may be."""
+        """Return what shares a call: whoever waits longest, and as many of its account as may."""
         taken: list[_Asked] = []
         inputs = 0
-        while self._waiting:
-            asked = self._waiting[0]
+        waiting, self._waiting = self._waiting, deque()
+        for asked in waiting:
             if asked.vectors.cancelled():
-                self._waiting.popleft()
                 continue
-            if taken and inputs + len(asked.inputs) > MOST_INPUTS:
-                break
-            taken.append(self._waiting.popleft())
-            inputs += len(asked.inputs)
+            fits = inputs + len(asked.inputs) <= self._most_inputs
+            if not taken or (fits and asked.account == taken[0].account):
+                taken.append(asked)
+                inputs += len(asked.inputs)
+            else:
+                self._waiting.append(asked)
         return taken
 
-    async def _call(self, taken: list[_Asked], account: str) -> None:
+    async def _call(self, taken: list[_Asked]) -> None:
         try:
-            await self._ask(taken, account)
+            await self._ask(taken)
         except BaseException:  # nobody may wait for what is no longer done
             for asked in taken:
                 _fail(asked.vectors, Overloaded("The call was given up. Please try again."))
             raise
 
-    async def _ask(self, taken: list[_Asked], account: str) -> None:
+    async def _ask(self, taken: list[_Asked]) -> None:
         try:
             joined = [ids for asked in taken for ids in asked.inputs]
-            vectors = await self._backend.embed(joined, account) if joined else None
+            vectors = await self._backend.embed(joined, taken[0].account) if joined else None
         except Exception as error:  # handed to those who asked
             if len(taken) > 1 and not isinstance(error, Overloaded):
                 for asked in taken:  # one of them is at fault, and only that one fails
-                    await self._ask([asked], account)
+                    await self._ask([asked])
                 return
             for asked in taken:
                 _fail(asked.vectors, error)

@@ -102,7 +102,7 @@ class Ingress:
         if settings != self._settings:
             self._models.become(await self._serve(settings))
             self._settings = settings
-            self._batches.configure.remote(settings)
+            self._batches.configure.remote(settings, serve.get_replica_context().app_name)
             _log.info("serving %s", ", ".join(settings.catalog.models))
 
     async def _serve(self, settings: Settings) -> ServedModels:

@@ -134,8 +134,9 @@ class BatchSettings(BaseModel):
 
     backend: `shared`, by the replicas that serve, behind whoever waits online; `own`, by engines
     of the batch's own, on what the cluster has free. backends: the same for single models.
-    workers: how many processes a batch is divided among. max_in_flight: requests that each of them
-    has under way. max_running: batches that are answered at once.
+    workers: how many processes a model's batches are divided among. idle_s: how long one stays
+    that has nothing to do. max_in_flight: requests for text that each of them has under way.
+    max_running: batches that are answered at once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -143,6 +144,7 @@ class BatchSettings(BaseModel):
     backend: BatchBackend = "shared"
     backends: dict[str, BatchBackend] = Field(default_factory=dict)
     workers: Annotated[int, Field(ge=1, le=1000)] = 1
+    idle_s: Annotated[float, Field(ge=0, le=86_400)] = 60
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 64
     max_running: Annotated[int, Field(ge=1, le=1000)] = 4
 

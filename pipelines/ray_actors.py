@@ -17,6 +17,7 @@ import ray.exceptions
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
+from omai_ray.priority import give_way_to_servers
 from pipelines.engine import Engine, actor_threads
 from pipelines.plan import Unit
 from pipelines.run import Tick
@@ -24,7 +25,6 @@ from pipelines.source import InputFile
 from pipelines.unit import UnitSettings, process_unit
 
 UNIT_ATTEMPTS = 3
-NICENESS = 15
 POLL_S = 0.5
 POLL_TIMEOUT_S = 5.0
 
@@ -72,7 +72,7 @@ class EmbedWorker:
         settings: UnitSettings,
         board: Any,
     ) -> None:
-        os.nice(max(0, NICENESS - os.nice(0)))  # beside a server, its requests come first
+        give_way_to_servers()
         os.environ["RAYON_NUM_THREADS"] = str(actor_threads(model))  # the tokenizer's threads
         self._name = ray.get_runtime_context().get_actor_id() or ""
         self._engine = factory(model)

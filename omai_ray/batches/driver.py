@@ -1,7 +1,7 @@
 """Drives batches from state to state: whatever dies, another driver goes on from what is stored.
 
-validating → in_progress → finalizing → completed; or failed, by its input; or expired, by the
-window; or cancelling → cancelled.
+validating → in_progress → finalizing → completed; or failed, by its input or for want of it; or
+expired, by the window; or cancelling → cancelled.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ LEASE_S = 15.0
 POLL_S = 1.0
 GRACE_S = 20.0
 """How long workers of a batch that is to stop may take to commit what they have."""
+INPUT_MISSED_S = 300.0
+"""How long an input may be missing: where a directory is not mounted, all files are."""
 SWEEP_S = 600.0
 OBSERVE_S = 10.0
 PART_LIFE_S = 3 * 86_400.0
@@ -125,6 +127,7 @@ class Driver:
         self._sleep = sleep
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._assembled: dict[str, tuple[float, Assembled]] = {}
+        self._missing: dict[str, float] = {}
 
     async def run(self) -> None:
         """Drive batches until cancelled, however often the database or the storage is away."""
@@ -197,6 +200,7 @@ class Driver:
             await self._patiently(batch)
         finally:
             self._assembled.pop(batch.id, None)
+            self._missing.pop(batch.id, None)
 
     async def _patiently(self, batch: Batch) -> None:
         """Take a batch from state to state, trying each as often as it takes."""
@@ -273,11 +277,15 @@ class Driver:
     async def _answer(self, batch: Batch) -> None:
         """Have the units answered that are not yet, and close the batch after the last one.
 
-        Raises Overloaded where no unit could be answered.
+        Without its input, which is waited for a while, it has failed. Raises Overloaded where no
+        unit could be answered, ObjectNotFound while the input is missing.
         """
         pending = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
         if not pending:
             await self._queue.close(batch, self.holder, "completed")
+            return
+        if await self._input_is_gone(batch):
+            await self._queue.close(batch, self.holder, "failed")
             return
         running = asyncio.create_task(self._in_turn(batch, pending))
         watch = Watch(self._looks, batch.id, self._poll_s, self._to_the_next)
@@ -297,6 +305,19 @@ class Driver:
         left = [unit for unit in await self._queue.units(batch.id) if unit.part is None]
         if len(left) == len(pending) and not was_stopped:
             raise Overloaded("no unit could be answered")
+
+    async def _input_is_gone(self, batch: Batch) -> bool:
+        """Whether the input is given up. Raises ObjectNotFound until then."""
+        try:
+            content = await self._contents.open(batch.input_file_id)
+        except ObjectNotFound:
+            since_s = self._missing.setdefault(batch.id, self._clock())
+            if self._clock() - since_s > INPUT_MISSED_S:
+                return True
+            raise
+        await content.close()
+        self._missing.pop(batch.id, None)
+        return False
 
     async def _to_the_next(self, period_s: float) -> None:
         """Sleep until a period ends, which does so for all batches at once: they look together."""

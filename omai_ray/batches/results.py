@@ -34,7 +34,8 @@ async def assemble(
 
     That they are files is for the caller to say, and until then nobody knows of them. Parts are
     read a chunk at a time. Raises Overloaded, InsufficientStorage, and ObjectNotFound for a part
-    or an input that is not there; an hour after the batch was closed, the files tell of that.
+    or an input that is not there; an hour after the batch was closed, the files tell of that. A
+    batch that has failed has lost its input: that is not waited for once more.
     """
     now_s = clock()
     output, error = (_Growing(contents, batch, kind, now_s) for kind in ("output", "error"))
@@ -46,7 +47,10 @@ async def assemble(
             part = await seeking.open(unit.part) if unit.part is not None else None
             if part is not None:
                 await _divide(part, unit, output, error)
-            elif (input_file := await seeking.open(batch.input_file_id)) is None:
+            elif (
+                outcome == "failed"
+                or (input_file := await seeking.open(batch.input_file_id)) is None
+            ):
                 untold += unit.lines
             else:
                 for line in await read_unit(input_file, batch, unit):

@@ -11,7 +11,7 @@ AccountStatus = Literal["active", "suspended"]
 Role = Literal["owner", "member", "admin"]
 Outcome = Literal["success", "failure", "denied"]
 Purpose = Literal["batch", "batch_output", "user_data"]
-BatchOutcome = Literal["completed", "expired", "cancelled"]
+BatchOutcome = Literal["completed", "failed", "expired", "cancelled"]
 BatchStatus = Literal[
     "validating",
     "failed",

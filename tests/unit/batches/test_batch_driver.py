@@ -9,15 +9,26 @@ import pytest
 from omai_ray.batches import check
 from omai_ray.batches.answering import LineRequest, _first
 from omai_ray.batches.batches import WINDOW_S
+from omai_ray.batches.driver import INPUT_MISSED_S
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.batches.turns import Turns
 from omai_ray.batches.watch import Looks
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
 from omai_ray.files import Files
+from omai_ray.storage import ObjectNotFound
 from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.metrics import Metric
 from omai_ray.telemetry.recorder import Recorder
-from tests.unit.batches.conftest import LEASE_S, Echo, InTurn, World, briefly, forever, request
+from tests.unit.batches.conftest import (
+    LEASE_S,
+    Echo,
+    InTurn,
+    World,
+    briefly,
+    forever,
+    jsonl,
+    request,
+)
 
 LINES = [request(f"r{number}", f"text {number}") for number in range(10)]
 ECHOED = {f"r{number}": f"text {number}" for number in range(10)}
@@ -421,6 +432,60 @@ async def test_answers_that_are_gone_are_said_to_be_so(world: World, input_gone:
         lost = dict.fromkeys(("r3", "r4", "r5"), "answer_lost")
         assert kept | lost == await world.results(ended)
         assert ended.errors is None
+
+
+async def test_a_batch_whose_input_vanishes_fails_and_keeps_what_is_answered(
+    world: World,
+) -> None:
+    """After some minutes, not at the end of its window; its errors say how many lines are lost."""
+    batch = await world.submit(LINES)
+    began_s = world.clock.now_s
+
+    async def passing(seconds: float) -> None:
+        world.clock.now_s += seconds
+        await briefly(seconds)
+
+    class Loses(InTurn):
+        async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
+            await self._worker.do(units[0])
+            await world.contents.delete(batch.input_file_id)
+
+    await world.drive(world.driver(Loses(world.worker(Echo())), sleep=passing))
+    ended = await world.queue.read(batch.id)
+    assert ("failed", (10, 3, 7)) == (ended.status, counts(ended))
+    assert INPUT_MISSED_S < (ended.failed_at or 0) - began_s < 2 * INPUT_MISSED_S
+    assert {name: ECHOED[name] for name in ("r0", "r1", "r2")} == await world.results(ended)
+    assert ended.errors is not None
+    (error,) = ended.errors
+    assert "invalid_file" == error["code"]
+    assert "7 requests" in error["message"]
+
+
+async def test_an_input_that_is_away_for_a_while_is_waited_for(world: World) -> None:
+    """As where its directory is mounted late; nothing is asked of workers meanwhile."""
+    content = jsonl(LINES)
+    file = await world.upload(content)
+    batch = await world.batches.create(
+        world.account, None, input_file_id=file.id, endpoint="/v1/chat/completions"
+    )
+    driver = world.driver(InTurn(world.worker(Echo())))
+    (claimed,) = await world.queue.claim(driver.holder, LEASE_S)
+    await driver._step(batch.id)
+    await world.contents.delete(file.id)
+    for _ in range(2):
+        with pytest.raises(ObjectNotFound):
+            await driver._step(batch.id)
+        world.clock.now_s += INPUT_MISSED_S - 1
+        draft = world.contents.draft(file.id)
+        await draft.write(content)
+        await draft.complete()
+        assert not await driver._input_is_gone(claimed)
+        await world.contents.delete(file.id)
+    draft = world.contents.draft(file.id)
+    await draft.write(content)
+    await draft.complete()
+    await driver.drive(claimed)
+    assert ECHOED == await world.results(await world.queue.read(batch.id))
 
 
 async def test_files_are_assembled_once_however_often_their_rows_fail(world: World) -> None:

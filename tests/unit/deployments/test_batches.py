@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from deployments.batches import _must_begin_anew
+from deployments.batches import _must_begin_anew, gone
 from omai_ray.settings import BatchSettings, FileSettings, Settings
 
 
@@ -14,3 +14,17 @@ def test_a_driver_begins_anew_where_batches_or_files_are_set_otherwise() -> None
         ({"files": FileSettings(max_bytes=1)}, False),
     ):
         assert anew == _must_begin_anew(before, before.model_copy(update=changes))
+
+
+async def test_an_application_is_gone_once_it_is_missed_three_times_in_a_row() -> None:
+    """Serve may be away, and may know of nothing for a moment as it comes back."""
+    looks: list[bool | Exception] = [True, False, False, True, False, OSError("away"), False, False]
+
+    def is_served() -> bool:
+        look = looks.pop(0)
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    await gone(is_served, every_s=0.0)
+    assert [] == looks

@@ -15,11 +15,13 @@ class Lengths:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.accounts: list[str] = []
         self.let = asyncio.Event()
         self.away = False
 
     async def embed(self, inputs: list[list[int]], account: str) -> npt.NDArray[np.float32]:
         self.calls.append(len(inputs))
+        self.accounts.append(account)
         await self.let.wait()
         if self.away:
             raise Overloaded("away")
@@ -44,6 +46,33 @@ async def test_small_requests_share_calls_and_get_their_own_vectors() -> None:
         assert [[n], [n + 1]] == vectors.tolist()
     assert len(lengths.calls) <= 2 * CALLS_AT_ONCE + 1
     assert max(lengths.calls) <= MOST_INPUTS
+
+
+async def test_a_call_is_of_one_account_and_has_all_that_waits_of_it() -> None:
+    """In whatever order accounts have asked; whoever waits longest is asked for first."""
+    lengths = Lengths()
+    lengths.let.set()
+    gathering = GatheringBackend(lengths)
+    names = ["a", "b"] * 10
+    vectors = await asyncio.gather(
+        *(gathering.embed([[0] * n], name) for n, name in enumerate(names, 1))
+    )
+    assert list(range(1, 21)) == [row[0, 0] for row in vectors]
+    assert (["a", "b"], [10, 10]) == (lengths.accounts, lengths.calls)
+
+
+async def test_calls_are_as_large_and_as_many_as_is_said() -> None:
+    """A request that is larger than a call may be has one of its own."""
+    lengths = Lengths()
+    gathering = GatheringBackend(lengths, most_inputs=3, calls_at_once=1)
+    sizes = [2, 2, 5, 1]
+    asked = [asyncio.create_task(gathering.embed([[1]] * size, "acct")) for size in sizes]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [3] == lengths.calls  # the first and the last
+    lengths.let.set()
+    assert sizes == [len(vectors) for vectors in await asyncio.gather(*asked)]
+    assert [3, 2, 5] == lengths.calls
 
 
 async def test_a_request_that_fails_fails_alone() -> None:
