@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -148,6 +149,7 @@ class BatchWorker:
             Directory(stored.store).owner,
             _in_flight(settings),
         )
+        gc.freeze()  # what is here stays: no collection goes through all modules and the model
 
     async def do(self, unit: BatchUnit) -> str | None:
         """Do a unit, and say why it could not be done; the log has more."""

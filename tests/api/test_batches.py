@@ -330,6 +330,29 @@ async def test_a_batchs_tokens_cost_their_part_of_the_price(
     assert "insufficient_quota" == errors["a"]["response"]["body"]["error"]["code"]
 
 
+async def test_an_input_of_more_lines_than_a_batch_may_have_fails(
+    api: Api, owner: tuple[str, Headers]
+) -> None:
+    """As the reference says, by 50,001 lines that were all sent; nothing is answered."""
+    account, headers = owner
+    url, body = "/v1/embeddings", {"model": EMBEDDING, "input": "x"}
+    async with api.services.files.uploading(account) as uploading:  # tests' HTTP takes 2 MB
+        for number in range(50_001):
+            await uploading.write(json.dumps(line(str(number), url, body)).encode() + b"\n")
+        file = await uploading.finish("input.jsonl", "batch")
+    answer = await create(api, headers, input_file_id=file.id, endpoint=url)
+    await run_batches(api)
+    ended = await retrieve(api, headers, answer.json()["id"])
+    assert "failed" == ended["status"]
+    codes = {error["code"]: error["message"] for error in ended["errors"]["data"]}
+    assert (
+        "The input has more than 50000 requests, the limit of a batch."
+        == (codes["too_many_requests"])
+    )
+    assert {"total": 0, "completed": 0, "failed": 0} == ended["request_counts"]
+    assert [] == await usage_of(api, account)
+
+
 def refused(
     answer: httpx.Response, status: int, *, code: str | None = None, param: str | None = None
 ) -> None:

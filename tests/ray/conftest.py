@@ -17,7 +17,7 @@ from ray.serve.config import ProxyLocation
 
 from deployments.app import build
 from deployments.platform import proxy_environment
-from omai_ray.catalog import ModelSpec
+from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
@@ -27,6 +27,8 @@ from tests.programs import free_port
 
 Result = TypeVar("Result")
 INGRESS = IngressSettings(replicas=2, num_cpus=0.1)
+OWN_CHAT, OWN_EMBEDDING = "own-chat", "own-embedding"  # what only batches ask for
+NONE = Replicas(min=0)
 
 
 @pytest.fixture(scope="session")
@@ -124,12 +126,14 @@ def served(
         state_dir=state_dir,
         log_file=state_dir / "omai.log",
         ingress=INGRESS,
-        batches=BatchSettings(backends={"text-embedding-ada-002": "own"}),
+        batches=BatchSettings(backends=dict.fromkeys((OWN_CHAT, OWN_EMBEDDING), "own")),
         models=(
             ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),
             ModelSpec(
                 name="text-embedding-ada-002", task="embedding", source=str(embedding), num_cpus=0.2
             ),
+            ModelSpec(name=OWN_CHAT, task="chat", source=str(chat), replicas=NONE),
+            ModelSpec(name=OWN_EMBEDDING, task="embedding", source=str(embedding), replicas=NONE),
         ),
     )
     serve.start(

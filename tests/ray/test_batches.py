@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from typing import Any
 
 import openai
@@ -12,7 +13,7 @@ import pytest
 from ray._private import state
 
 from deployments.batches import driver_name
-from tests.ray.conftest import Served
+from tests.ray.conftest import OWN_CHAT, OWN_EMBEDDING, Served
 from tests.ray.test_serve import eventually
 
 CHAT = "omai-gpt-4"
@@ -29,6 +30,15 @@ def driver_pid(served: Served) -> int:
         if actor["Name"] == name and actor["State"] == "ALIVE"
     )
     return int(pid)
+
+
+def worker_pids() -> set[int]:
+    """Return the processes of the actors that answer units."""
+    return {
+        int(actor["Pid"])
+        for actor in state.actors().values()
+        if actor["ActorClassName"] == "BatchWorker" and actor["State"] == "ALIVE"
+    }
 
 
 def submit(client: openai.OpenAI, endpoint: Any, bodies: list[dict[str, Any]]) -> str:
@@ -65,46 +75,71 @@ def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_their_driver(
+def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_both_deaths(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chat by the former, embeddings by the latter; a driver that is killed loses nothing."""
+    """Chats and embeddings by either; a driver or a worker that is killed loses nothing."""
     monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
     account_id, key = served.create_key("pro")
     client = openai.OpenAI(api_key=key, base_url=f"{served.url}/v1")
     chat: dict[str, Any] = {
-        "model": CHAT,
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 8,
         "temperature": 0,
     }
-    chats = submit(client, "/v1/chat/completions", [chat] * 90 + [{**chat, "temperature": 9}])
     texts = [f"text number {number}" for number in range(300)]
-    embeddings = submit(
-        client, "/v1/embeddings", [{"model": EMBEDDING, "input": text} for text in texts]
-    )
-    eventually(lambda: client.batches.retrieve(chats).status != "validating")
+
+    def submit_chats(model: str) -> str:
+        good, bad = {**chat, "model": model}, {**chat, "model": model, "temperature": 9}
+        return submit(client, "/v1/chat/completions", [good] * 90 + [bad])
+
+    def submit_texts(model: str) -> str:
+        bodies = [{"model": model, "input": text} for text in texts]
+        return submit(client, "/v1/embeddings", bodies)
+
+    chats = {submit_chats(model): model for model in (CHAT, OWN_CHAT)}
+    embeddings = {submit_texts(model): model for model in (EMBEDDING, OWN_EMBEDDING)}
+    first = next(iter(chats))
+    eventually(lambda: client.batches.retrieve(first).status != "validating")
     os.kill(driver_pid(served), signal.SIGKILL)
 
-    batch = ended(client, chats)
-    assert ("completed", CHAT) == (batch.status, batch.model)
-    counts = batch.request_counts
-    assert (91, 90, 1) == (counts.total, counts.completed, counts.failed)
-    output = answers(client, batch.output_file_id)
-    online = client.chat.completions.create(**chat).choices[0].message.content
-    assert {f"r{number}" for number in range(90)} == set(output)
-    said = {r["body"]["choices"][0]["message"]["content"] for r in output.values()}
-    assert {online} == said
-    assert 400 == answers(client, batch.error_file_id)["r90"]["status_code"]
+    online = client.chat.completions.create(model=CHAT, **chat).choices[0].message.content
+    for name, model in chats.items():
+        batch = ended(client, name)
+        assert ("completed", model) == (batch.status, batch.model)
+        counts = batch.request_counts
+        assert (91, 90, 1) == (counts.total, counts.completed, counts.failed)
+        output = answers(client, batch.output_file_id)
+        assert {f"r{number}" for number in range(90)} == set(output)
+        said = {r["body"]["choices"][0]["message"]["content"] for r in output.values()}
+        assert {online} == said
+        assert 400 == answers(client, batch.error_file_id)["r90"]["status_code"]
 
-    batch = ended(client, embeddings)
-    assert ("completed", 300) == (batch.status, batch.request_counts.completed)
-    output = answers(client, batch.output_file_id)
-    vector = client.embeddings.create(model=EMBEDDING, input=texts[7]).data[0].embedding
-    assert output["r7"]["body"]["data"][0]["embedding"] == pytest.approx(vector, abs=1e-5)
+    vectors = client.embeddings.create(model=EMBEDDING, input=texts[:20]).data
 
-    charged = [record["batch_id"] for record in served.records(account_id)]
-    assert (90, 300) == (charged.count(chats), charged.count(embeddings))
-    assert {embeddings, chats} <= {each.id for each in client.batches.list()}
+    def embedded(name: str) -> None:
+        batch = ended(client, name)
+        assert ("completed", 300) == (batch.status, batch.request_counts.completed)
+        output = answers(client, batch.output_file_id)
+        for number, vector in enumerate(vectors):
+            (entry,) = output[f"r{number}"]["body"]["data"]
+            assert entry["embedding"] == pytest.approx(vector.embedding, abs=1e-5)
+
+    for name in embeddings:
+        embedded(name)
+    workers = worker_pids()
+    assert 4 == len(workers)
+    again = submit_texts(OWN_EMBEDDING)
+    embedded(again)
+    assert workers == worker_pids()  # they were there still
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    last = submit_texts(OWN_EMBEDDING)
+    embedded(last)
+
+    charged = Counter(record["batch_id"] for record in served.records(account_id))
+    expected = dict.fromkeys(chats, 90) | dict.fromkeys((*embeddings, again, last), 300)
+    assert expected == {name: charged[name] for name in expected}
+    assert set(expected) <= {each.id for each in client.batches.list()}
     with pytest.raises(openai.BadRequestError, match="Cannot cancel"):
-        client.batches.cancel(chats)
+        client.batches.cancel(first)
