@@ -17,6 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import Batch
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
+UNFINISHED = ("validating", "in_progress", "finalizing")
 POLL_S = 0.1
 PATIENCE_S = 1800.0
 ONLINE_SHARE = 0.3  # of the time, alone
@@ -27,22 +28,17 @@ SEED = 11
 class Done:
     """How a batch went. tokens: generated.
 
-    start_s: from in_progress to its first line's start; run_s: from there to completed.
+    start_s: from in_progress to its first line's start; whole_s: from in_progress to completed.
     """
 
     lines: int
     tokens: int
     start_s: float
-    run_s: float
-
-    @property
-    def whole_s(self) -> float:
-        """From in_progress to completed."""
-        return self.start_s + self.run_s
+    whole_s: float
 
 
 class Server:
-    """A running platform, as its clients see it; when lines began, its database says."""
+    """A running platform, as its clients see it; how long things took, its database says."""
 
     def __init__(self, address: str, key: str, state: Path) -> None:
         self._address, self._key = f"{address}/v1", key
@@ -56,15 +52,11 @@ class Server:
     def run(self, endpoint: Endpoint, bodies: list[dict[str, Any]]) -> Done:
         """Have requests answered as a batch. Raises SystemExit where not all of them were."""
         batch = self._submit(endpoint, bodies)
-        self._wait(batch, lambda seen: seen.status != "validating")
-        began = time.time()
-        seen = self._wait(batch, lambda seen: seen.status not in ("in_progress", "finalizing"))
-        ended = time.time()
+        seen = self._wait(batch, lambda seen: seen.status not in UNFINISHED)
         counts = seen.request_counts
         if seen.status != "completed" or counts is None or counts.completed != len(bodies):
             raise SystemExit(f"a batch of {len(bodies)} lines was {seen.status}: {counts}")
-        first, tokens = self._used(batch)
-        return Done(len(bodies), tokens, first - began, ended - first)
+        return self._done(batch, len(bodies))
 
     @contextmanager
     def beside(self, endpoint: Endpoint, bodies: list[dict[str, Any]]) -> Iterator[None]:
@@ -96,14 +88,16 @@ class Server:
             time.sleep(POLL_S)
         return seen
 
-    def _used(self, batch: str) -> tuple[float, int]:
-        """Return when a batch's first line began, as time.time(), and the tokens generated."""
+    def _done(self, batch: str, lines: int) -> Done:
         with closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)) as database:
+            began, ended = database.execute(
+                "SELECT in_progress_at, completed_at FROM batches WHERE id = ?", (batch,)
+            ).fetchone()
             first, tokens = database.execute(
                 "SELECT min(started_at), sum(completion_tokens) FROM usage WHERE batch_id = ?",
                 (batch,),
             ).fetchone()
-        return first, tokens
+        return Done(lines, tokens, first - began, ended - began)
 
 
 def first_tokens(

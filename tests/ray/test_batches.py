@@ -12,7 +12,8 @@ import openai
 import pytest
 from ray._private import state
 
-from deployments.batches import driver_name
+from deployments.batches import driver_name, start_driver
+from omai_ray.settings import Settings
 from tests.ray.conftest import OWN_CHAT, OWN_EMBEDDING, Served
 from tests.ray.test_serve import eventually
 
@@ -21,15 +22,23 @@ EMBEDDING = "text-embedding-ada-002"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
-def driver_pid(served: Served) -> int:
-    """Return the process of the actor that drives batches."""
-    name = driver_name(served.settings)
-    (pid,) = (
-        actor["Pid"]
+def driver_pids(settings: Settings) -> list[int]:
+    """Return the process of the actor that drives batches, none where it has ended."""
+    name = driver_name(settings)
+    return [
+        int(actor["Pid"])
         for actor in state.actors().values()
         if actor["Name"] == name and actor["State"] == "ALIVE"
-    )
-    return int(pid)
+    ]
+
+
+@pytest.fixture(scope="module")
+def orphaned(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Return the settings of a driver whose application is not served."""
+    settings = Settings(state_dir=tmp_path_factory.mktemp("orphaned"))
+    start_driver(settings, "not served")
+    eventually(lambda: len(driver_pids(settings)) == 1)
+    return settings
 
 
 def worker_pids() -> set[int]:
@@ -76,7 +85,7 @@ def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_both_deaths(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, orphaned: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chats and embeddings by either; a driver or a worker that is killed loses nothing."""
     monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
@@ -101,7 +110,8 @@ def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_bo
     embeddings = {submit_texts(model): model for model in (EMBEDDING, OWN_EMBEDDING)}
     first = next(iter(chats))
     eventually(lambda: client.batches.retrieve(first).status != "validating")
-    os.kill(driver_pid(served), signal.SIGKILL)
+    (pid,) = driver_pids(served.settings)
+    os.kill(pid, signal.SIGKILL)
 
     online = client.chat.completions.create(model=CHAT, **chat).choices[0].message.content
     for name, model in chats.items():
@@ -143,3 +153,8 @@ def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_bo
     assert set(expected) <= {each.id for each in client.batches.list()}
     with pytest.raises(openai.BadRequestError, match="Cannot cancel"):
         client.batches.cancel(first)
+
+
+def test_a_driver_ends_with_its_application(orphaned: Settings) -> None:
+    """Nobody would end it otherwise: it is detached. It began before the other test."""
+    eventually(lambda: not driver_pids(orphaned))
