@@ -8,7 +8,8 @@ platform, asked by openai's client. Parts:
   it runs
 - `online`: the time to the first token of requests at random moments, alone and while a batch is
   answered by the same replica, in turns
-- `upload`: what the ingress replica and the proxy gain in resident memory while a file comes in
+- `upload`: what the ingress replica and the proxy gain in resident memory while a file comes in,
+  each of its own, and the pages of Ray's object store that they share, which are counted once
 
 Batches run on both backends: `shared` asks one replica that has all CPUs, `own` has an engine of
 one CPU in each of as many workers. Each batch is run twice: `_first` is the one that starts its
@@ -241,7 +242,8 @@ def upload(server: Server, folder: Path, megabytes: int) -> Figures:
     with Growth(UPLOAD_TITLES) as growth:
         seconds = send(1000 * megabytes)
     found = {f"upload_{name}_rss_mib": mib for name, mib in growth.mib.items()}
-    found |= {"upload_mb_per_s": megabytes / seconds, "upload_rss_mib": sum(growth.mib.values())}
+    found["upload_object_store_rss_mib"] = growth.shared_mib
+    found |= {"upload_rss_mib": sum(found.values()), "upload_mb_per_s": megabytes / seconds}
     return shown(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from sampler import Sampler
@@ -11,8 +12,10 @@ EVERY_S = 0.01
 
 
 class Growth(Sampler):
-    """A context that watches this process's descendants. mib: the most that each has gained.
+    """A context that watches this process's descendants.
 
+    mib: the most that each has gained of memory of its own. shared_mib: the most that one of them
+    has gained of shared memory, which is Ray's object store, the same pages for all of them.
     titles: what to call one -> what its title has in it. Raises SystemExit where there is none.
     """
 
@@ -21,12 +24,15 @@ class Growth(Sampler):
         self._pids = {name: _descendant(title) for name, title in titles.items()}
         self._before = {name: _resident_mib(pid) for name, pid in self._pids.items()}
         self.mib = dict.fromkeys(titles, 0.0)
+        self.shared_mib = 0.0
 
     def take(self) -> None:
         """Keep what is more than before."""
         for name, pid in self._pids.items():
-            gained = _resident_mib(pid) - self._before[name]
-            self.mib[name] = max(self.mib[name], gained)
+            own, shared = _resident_mib(pid)
+            own_before, shared_before = self._before[name]
+            self.mib[name] = max(self.mib[name], own - own_before)
+            self.shared_mib = max(self.shared_mib, shared - shared_before)
 
 
 def _descendant(title: str) -> int:
@@ -47,6 +53,12 @@ def _is_mine(pid: int, title: str) -> bool:
     return pid == os.getpid()
 
 
-def _resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _resident_mib(pid: int) -> tuple[float, float]:
+    """Return what is a process's own, files it has mapped included, and what it shares."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in _fields(lines, "Rss")}
+    return (kib["RssAnon"] + kib["RssFile"]) / 1024, kib["RssShmem"] / 1024
+
+
+def _fields(lines: list[str], prefix: str) -> Iterator[tuple[str, str, str]]:
+    return (line.partition(":") for line in lines if line.startswith(prefix))

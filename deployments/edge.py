@@ -43,7 +43,7 @@ _CONTROL_HEADERS = frozenset(
 )
 _CONTROL_PREFIX = b"x-serve-"
 _PEER = PEER_HEADER.encode()
-AHEAD_BYTES = 8 * 1024 * 1024
+AHEAD_BYTES = 1024 * 1024
 """How much of an upload may be read before the application has taken it."""
 _ROUTES = "/-/routes"  # Serve's own list of what runs
 

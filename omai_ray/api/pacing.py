@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 HEADER = b"x-omai-paced"
 """By it the edge asks to be told."""
 TAKEN = "omai.request.taken"
-TOLD_BYTES = 1024 * 1024
+TOLD_BYTES = 256 * 1024
 
 
 class PacingMiddleware:
-    """Tells an edge that asks for it what of a body was taken, a mebibyte or so at a time."""
+    """Tells an edge that asks for it what of a body was taken, a part of its room at a time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
