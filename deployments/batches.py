@@ -21,6 +21,7 @@ from ray import serve
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.detached import detached, keep, kept
+from deployments.embedding_jobs import RayJobRunner
 from deployments.engines import HealthyAnswers, engine_backend
 from deployments.gathering import GatheringBackend
 from deployments.metrics import export
@@ -33,6 +34,8 @@ from omai_ray.batches.answering import Answers, UnitWorker
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import ModelSpec
+from omai_ray.embedding_jobs.driver import JobDriver, JobRules
+from omai_ray.embedding_jobs.queue import JobQueue
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
@@ -80,6 +83,8 @@ class BatchDriver:
         export(self._recorder, lambda: None)
         self._loop = _Loop("batches")
         self._driver: Driver | None = None
+        self._jobs: JobDriver | None = None
+        self._budgets: MonthlyBudgets | None = None
         self._running = self._loop.begin(self._run())
 
     def configure(self, settings: Settings) -> None:
@@ -95,6 +100,8 @@ class BatchDriver:
             self._running = self._loop.begin(self._run())
         elif self._driver is not None:
             self._driver.rules = _rules(self._settings)
+            if self._jobs is not None and self._budgets is not None:
+                self._jobs.rules = self._job_rules(self._budgets)
 
     async def _run(self) -> None:
         while True:
@@ -109,7 +116,7 @@ class BatchDriver:
     async def _drive(self) -> None:
         settings = self._settings
         async with _Stored(settings) as stored:
-            self._driver = Driver(
+            self._driver = driver = Driver(
                 stored.queue,
                 stored.contents,
                 RayDataExecutor(self, self._app),
@@ -118,7 +125,29 @@ class BatchDriver:
                 max_running=settings.batches.max_running,
                 recorder=self._recorder,
             )
-            await self._driver.run()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(driver.run())
+                group.create_task(self._drive_jobs(stored))
+
+    async def _drive_jobs(self, stored: _Stored) -> None:
+        files, ledger = Files(stored.store, stored.contents), UsageLedger(stored.store)
+        self._budgets = MonthlyBudgets(ledger.tokens_in_month, answer_s=stored.store.patience_s)
+        self._jobs = JobDriver(
+            JobQueue(stored.store, files),
+            RayJobRunner(lambda: self._settings, stored.contents),
+            Directory(stored.store).owner,
+            ledger,
+            self._job_rules(self._budgets),
+            max_running=self._settings.embedding_jobs.max_running,
+            recorder=self._recorder,
+        )
+        try:
+            await self._jobs.run()
+        finally:
+            await ledger.close()
+
+    def _job_rules(self, budgets: MonthlyBudgets) -> JobRules:
+        return JobRules(self._settings.catalog, self._settings.tiers, budgets.require)
 
     @property
     def settings(self) -> Settings:
@@ -128,7 +157,11 @@ class BatchDriver:
 
 def _must_begin_anew(before: Settings, after: Settings) -> bool:
     """Whether settings differ in what a driver has from its start on."""
-    return (before.batches, before.files_location) != (after.batches, after.files_location)
+
+    def begun_with(settings: Settings) -> tuple[object, ...]:
+        return settings.batches, settings.embedding_jobs, settings.files_location
+
+    return begun_with(before) != begun_with(after)
 
 
 def _rules(settings: Settings) -> Rules:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OWN = ("omai_ray", "deployments", "pipelines", "clients")
 HEAVY = ("torch", "ray", "transformers")
-_KEPT = ("identity", "quota", "ledger", "store", "files", "batches")
+_KEPT = ("identity", "quota", "ledger", "store", "files", "batches", "embedding_jobs")
 STATE = tuple(f"omai_ray.{part}" for part in _KEPT)
 
 # Of this repository, nothing but what is named; where a prefix is missing, all is allowed.
@@ -54,8 +54,11 @@ FORBIDDEN = {
     "pipelines": ("ray.serve", "omai_ray.api", "deployments", *STATE),
     "deployments": ("ray.data", "pipelines"),
 }
-# The one way from serving to bulk work: what drives batches has their units done as a Ray Data job.
-EXCEPTED = {("deployments.batches", "pipelines.run_batch")}
+# The ways from serving to bulk work: what drives batches and jobs has them done by Ray Data.
+EXCEPTED = {
+    ("deployments.batches", "pipelines.run_batch"),
+    ("deployments.embedding_jobs", "pipelines.run_embedding_job"),
+}
 # What the API may have of the engines: dataclasses, in modules free of torch.
 API_ENGINES = {"omai_ray.engines.chat.protocol", "omai_ray.engines.chat.text"}
 

@@ -1,0 +1,283 @@
+"""Drives embedding jobs from state to state: whatever dies, another driver goes on.
+
+validating → in_progress → finalizing → completed or failed; or cancelling → cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from omai_ray.batches.answering import Owner
+from omai_ray.batches.check import BYTES_PER_TOKEN, Problem
+from omai_ray.batches.driving import LEASE_S, POLL_S, Driving
+from omai_ray.batches.leases import UNFINISHED, LeaseLost
+from omai_ray.batches.turns import Turns
+from omai_ray.batches.watch import Sleep
+from omai_ray.catalog import Catalog
+from omai_ray.embedding_jobs.queue import Done, JobQueue
+from omai_ray.errors import OMAiError
+from omai_ray.files.names import file_id
+from omai_ray.identity.principal import Principal
+from omai_ray.ledger import UsageLedger, UsageRecord
+from omai_ray.quota.tiers import tier_of
+from omai_ray.settings import Tier
+from omai_ray.store import EmbeddingJob, File
+from omai_ray.telemetry import metrics
+from omai_ray.telemetry.recorder import Recorder
+
+ENDPOINT = "/v1/embedding_jobs"
+MAX_ATTEMPTS = 8
+"""Of a job that makes no progress, over some three minutes."""
+_FAILED = (
+    f"The job stopped, and trying again {MAX_ATTEMPTS} times did not help. The server's log says "
+    "why."
+)
+
+
+class Refused(Exception):
+    """A job cannot be done as asked; the message is for its owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a job's input is."""
+
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a job has done. Bytes are of the files with rows and with dead letters, where made."""
+
+    done: Done = field(default_factory=Done)
+    output_bytes: int | None = None
+    error_bytes: int | None = None
+
+
+class Runner(Protocol):
+    """Does jobs somewhere; raises Refused for what is the job's own fault."""
+
+    async def measure(self, job: EmbeddingJob) -> Measured:
+        """Return what the input is, looked at without embedding any of it."""
+
+    async def run(self, job: EmbeddingJob, tell: Callable[[Done], None]) -> None:
+        """Do what is not done yet. Cancelling it ends the work; what is committed stays."""
+
+    async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
+        """Return what is committed, put together as content under these names for a file's job."""
+
+    async def leftovers(self) -> Sequence[str]:
+        """Return the jobs that have a directory among the files."""
+
+    async def discard(self, name: str) -> None:
+        """Remove a job's directory among the files."""
+
+
+@dataclass(frozen=True)
+class JobRules:
+    """What holds for jobs; require_budget raises QuotaExceeded for so many tokens."""
+
+    catalog: Catalog
+    tiers: Mapping[str, Tier]
+    require_budget: Callable[[Principal, int], Awaitable[Any]]
+
+
+class JobDriver(Driving[EmbeddingJob]):
+    """Does what jobs there are; of any number of drivers, each job has one.
+
+    rules: may be replaced. max_running: jobs at once. clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        runner: Runner,
+        owner: Owner,
+        ledger: UsageLedger,
+        rules: JobRules,
+        *,
+        max_running: int,
+        lease_s: float = LEASE_S,
+        poll_s: float = POLL_S,
+        clock: Callable[[], float] = time.time,
+        sleep: Sleep = asyncio.sleep,
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(queue, lease_s=lease_s, poll_s=poll_s, sleep=sleep)
+        self.rules = rules
+        self._queue = queue
+        self._runner = runner
+        self._owner = owner
+        self._ledger = ledger
+        self._turns = Turns(max_running)
+        self._clock = clock
+        self._recorder = recorder or Recorder()
+        self._told: dict[str, Done] = {}
+        self._troubles: dict[str, tuple[int, Done]] = {}
+
+    async def observe(self) -> None:
+        """Tell the recorder what there is to do, and what was done."""
+        seen, recorder = await self._queue.overview(), self._recorder
+        for status in UNFINISHED:
+            recorder.set(metrics.EMBEDDING_JOBS, seen.unfinished.get(status, 0), status)
+        recorder.count_to(metrics.EMBEDDING_JOB_ROWS, seen.completed, "completed")
+        recorder.count_to(metrics.EMBEDDING_JOB_ROWS, seen.failed, "failed")
+
+    async def _sweep(self) -> None:
+        """Remove directories of jobs that have ended: a driver may die before it does so."""
+        names = await self._runner.leftovers()
+        for name in set(names) - await self._queue.unfinished(names):
+            await self._runner.discard(name)
+
+    def _leave(self, name: str) -> None:
+        self._told.pop(name, None)
+        self._troubles.pop(name, None)
+
+    async def _step(self, name: str) -> bool:
+        """Take a job one state further; whether that was its last one."""
+        job = await self._queue.read(name)
+        if job.status in ("finalizing", "cancelling"):
+            await self._finish(job)
+            return True
+        if job.status == "validating":
+            await self._attempt(job, self._validate)
+            return False
+        if job.status == "in_progress":
+            await self._attempt(job, self._run)
+            return False
+        return True
+
+    async def _attempt(
+        self, job: EmbeddingJob, work: Callable[[EmbeddingJob], Awaitable[Problem | None]]
+    ) -> None:
+        """Do some work, or close the job with what it fails by. Raises what may pass."""
+        try:
+            problem = await work(job)
+        except Refused as refused:
+            problem = Problem("invalid_job", str(refused))
+        except LeaseLost:
+            raise
+        except Exception as error:
+            if isinstance(error, OMAiError) and error.status < 500:
+                problem = Problem(error.code or "invalid_job", error.message)
+            elif not self._is_given_up(job):
+                raise
+            else:
+                problem = Problem("job_failed", _FAILED)
+        if problem is not None:
+            await self._queue.close(job, self.holder, problem)
+
+    def _is_given_up(self, job: EmbeddingJob) -> bool:
+        """Whether a job had its last attempt, having made no progress since the first one."""
+        done = self._told.get(job.id, Done())
+        attempts, before = self._troubles.get(job.id, (0, done))
+        attempts = attempts + 1 if before == done else 1
+        self._troubles[job.id] = attempts, done
+        return attempts >= MAX_ATTEMPTS
+
+    async def _validate(self, job: EmbeddingJob) -> Problem | None:
+        owner = await self._owner(job.account_id, job.key_id)
+        owner.require_model(job.model, *self._names(job.model))
+        limit = tier_of(owner.tier, self.rules.tiers).batch_enqueued_tokens
+        measured = await self._runner.measure(job)
+        tokens = -(-measured.bytes // BYTES_PER_TOKEN)
+        await self.rules.require_budget(owner, tokens)
+        return await self._queue.begin(job, self.holder, measured.rows, tokens, limit)
+
+    def _names(self, model: str) -> list[str]:
+        """Return the aliases of a model, by which an allow-list may name it."""
+        return [alias for alias, name in self.rules.catalog.aliases.items() if name == model]
+
+    async def _run(self, job: EmbeddingJob) -> Problem | None:
+        """Have the job done, and close it; leave it where it is cancelled meanwhile."""
+        running = asyncio.create_task(self._in_turn(job))
+        try:
+            while not running.done():
+                await asyncio.wait({running}, timeout=self._poll_s)
+                now = await self._noted(job)
+                if now is not None and now.status != "in_progress":
+                    return None
+            running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        await self._queue.close(job, self.holder, None)
+        return None
+
+    async def _in_turn(self, job: EmbeddingJob) -> None:
+        async with self._turns.turn(job.account_id):
+            await self._runner.run(job, lambda done: self._told.update({job.id: done}))
+
+    async def _noted(self, job: EmbeddingJob) -> EmbeddingJob | None:
+        """Note how far a job is; None where the database is away, and what is at work goes on."""
+        try:
+            return await self._queue.progress(job, self.holder, self._told.get(job.id))
+        except OMAiError:
+            return None
+
+    async def _finish(self, job: EmbeddingJob) -> None:
+        now_s = self._clock()
+        output, error = file_id(now_s), file_id(now_s)
+        gathered = await self._gathered(job, output, error)
+        if gathered.done.tokens:
+            await self._ledger.record(self._usage(job, gathered.done.tokens, now_s))
+        files = [
+            None if size is None else _file(job, name, kind, size, now_s)
+            for name, kind, size in (
+                (output, "output", gathered.output_bytes),
+                (error, "error", gathered.error_bytes),
+            )
+        ]
+        await self._queue.finish(job, self.holder, gathered.done, *files)
+        if job.output is None:
+            await self._runner.discard(job.id)
+
+    async def _gathered(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
+        """Return what is committed; what was told of it, where the job's location is of no use."""
+        if job.in_progress_at is None:
+            return Gathered()
+        try:
+            return await self._runner.gather(job, output, error)
+        except Exception as failure:
+            if job.output is None or not (isinstance(failure, Refused) or self._is_given_up(job)):
+                raise
+            return Gathered(Done(job.completed, job.failed, job.tokens))
+
+    def _usage(self, job: EmbeddingJob, tokens: int, now_s: float) -> UsageRecord:
+        """Return the job's one record: always under the same id, so that it counts once."""
+        spec = self.rules.catalog.models.get(job.model)
+        price = None if spec is None else spec.price
+        started_s = job.in_progress_at or job.created
+        return UsageRecord(
+            request_id=f"use_{job.id}",
+            account_id=job.account_id,
+            key_id=job.key_id,
+            model=job.model,
+            endpoint=ENDPOINT,
+            status=200,
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            cached_tokens=0,
+            started_at=started_s,
+            duration_ms=round((now_s - started_s) * 1000),
+            cost=None if price is None else price.of(tokens, 0, 0, in_batch=True),
+            batch_id=job.id,
+        )
+
+
+def _file(job: EmbeddingJob, name: str, kind: str, size: int, now_s: float) -> File:
+    return File(
+        id=name,
+        account_id=job.account_id,
+        purpose="batch_output",
+        filename=f"{job.id}_{kind}.parquet",
+        bytes=size,
+        created=now_s,
+        expires=None,
+        in_use=0,
+    )
