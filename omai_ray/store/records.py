@@ -136,7 +136,7 @@ class AuditEntry(_Record):
 class File(_Record):
     """What is known of a file; its content is kept under its id. filename: as its owner calls it.
 
-    expires: None for never. in_use: how many batches that have not ended read it.
+    expires: None for never. in_use: how many batches and jobs that have not ended read it.
     """
 
     id: str

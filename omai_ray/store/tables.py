@@ -217,7 +217,7 @@ usage_months = Table(
 )
 
 # What is uploaded, and what batches leave; its content is kept elsewhere, under the id. in_use: by
-# how many batches that have not ended, until when it can neither be deleted nor expire.
+# how many batches and jobs that have not ended, until when it can neither be deleted nor expire.
 files = Table(
     "files",
     metadata,
