@@ -159,7 +159,7 @@ def _must_begin_anew(before: Settings, after: Settings) -> bool:
     """Whether settings differ in what a driver has from its start on."""
 
     def begun_with(settings: Settings) -> tuple[object, ...]:
-        return settings.batches, settings.embedding_jobs, settings.files_location
+        return settings.batches, settings.embedding_jobs.max_running, settings.files_location
 
     return begun_with(before) != begun_with(after)
 

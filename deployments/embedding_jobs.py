@@ -16,7 +16,7 @@ import ray.exceptions
 from omai_ray.embedding_jobs.driver import Gathered, Measured, Refused
 from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.embedding_jobs.queue import Done
-from omai_ray.errors import InvalidRequest, OMAiError, Overloaded
+from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents
 from omai_ray.settings import Settings
 from omai_ray.storage import Location
@@ -47,15 +47,18 @@ class RayJobRunner:
         with self._translated(job):
             task = await asyncio.to_thread(self._task, job)
         actor: Any = ray.remote(JobActor).options(num_cpus=0, max_concurrency=2).remote()
+        failure: Exception | None = None
         try:
-            running = asyncio.wrap_future(actor.run.remote(task).future())
-            while not (await asyncio.wait({running}, timeout=POLL_S))[0]:
-                tell(_done(await asyncio.wrap_future(actor.progress.remote().future())))
             with self._translated(job):
-                _result(running)
-            tell(_done(await asyncio.to_thread(tally, task.output)))
+                await _follow(actor, task, tell)
+        except Exception as error:
+            failure = error
         finally:
             ray.kill(actor)
+        # Committed rows alone: whether there was progress must not depend on those that were lost.
+        tell(_done(await asyncio.to_thread(tally, task.output)))
+        if failure is not None:
+            raise failure
 
     async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
         """See Runner."""
@@ -122,16 +125,24 @@ class RayJobRunner:
             yield
         except OMAiError as error:
             _log.warning("%s: %s", job.id, error.message)
-            if isinstance(error, InvalidRequest) or is_final(error):
+            if error.status < 500 or is_final(error):
                 raise Refused(self._shown(error.message)) from None
             raise
 
     def _shown(self, message: str) -> str:
+        entries = map(Location.parse, self._settings().embedding_jobs.locations)
+        for place in (self._contents.root, *entries):
+            if options := place.uri.removeprefix(str(place)):
+                message = message.replace(options, "")
         return message.replace(f"{self._contents.root}/", "")
 
 
-def _result(running: asyncio.Future[None]) -> None:
+async def _follow(actor: Any, task: Task, tell: Callable[[Done], None]) -> None:
+    """Have an actor run a task, and tell how far it is. Raises OMAiError, or one of Ray's."""
     try:
+        running = asyncio.wrap_future(actor.run.remote(task).future())
+        while not (await asyncio.wait({running}, timeout=POLL_S))[0]:
+            tell(_done(await asyncio.wrap_future(actor.progress.remote().future())))
         running.result()
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OMAiError):

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from omai_ray.batches.answering import Owner
-from omai_ray.batches.check import BYTES_PER_TOKEN, Problem
+from omai_ray.batches.check import BYTES_PER_TOKEN
 from omai_ray.batches.driving import LEASE_S, POLL_S, Driving
 from omai_ray.batches.leases import UNFINISHED, LeaseLost
+from omai_ray.batches.results import MISSED_S
 from omai_ray.batches.turns import Turns
 from omai_ray.batches.watch import Sleep
 from omai_ray.catalog import Catalog
-from omai_ray.embedding_jobs.queue import Done, JobQueue
-from omai_ray.errors import OMAiError
+from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
+from omai_ray.errors import OMAiError, ServerError
 from omai_ray.files.names import file_id
 from omai_ray.identity.principal import Principal
 from omai_ray.ledger import UsageLedger, UsageRecord
@@ -36,6 +37,7 @@ _FAILED = (
     f"The job stopped, and trying again {MAX_ATTEMPTS} times did not help. The server's log says "
     "why."
 )
+_LOST = JobError("results_lost", "What the job has done is no longer in the server's storage.")
 
 
 class Refused(Exception):
@@ -153,22 +155,22 @@ class JobDriver(Driving[EmbeddingJob]):
         return True
 
     async def _attempt(
-        self, job: EmbeddingJob, work: Callable[[EmbeddingJob], Awaitable[Problem | None]]
+        self, job: EmbeddingJob, work: Callable[[EmbeddingJob], Awaitable[JobError | None]]
     ) -> None:
         """Do some work, or close the job with what it fails by. Raises what may pass."""
         try:
             problem = await work(job)
         except Refused as refused:
-            problem = Problem("invalid_job", str(refused))
+            problem = JobError("invalid_job", str(refused))
         except LeaseLost:
             raise
         except Exception as error:
             if isinstance(error, OMAiError) and error.status < 500:
-                problem = Problem(error.code or "invalid_job", error.message)
+                problem = JobError(error.code or "invalid_job", error.message)
             elif not self._is_given_up(job):
                 raise
             else:
-                problem = Problem("job_failed", _FAILED)
+                problem = JobError("job_failed", _FAILED)
         if problem is not None:
             await self._queue.close(job, self.holder, problem)
 
@@ -180,7 +182,7 @@ class JobDriver(Driving[EmbeddingJob]):
         self._troubles[job.id] = attempts, done
         return attempts >= MAX_ATTEMPTS
 
-    async def _validate(self, job: EmbeddingJob) -> Problem | None:
+    async def _validate(self, job: EmbeddingJob) -> JobError | None:
         owner = await self._owner(job.account_id, job.key_id)
         owner.require_model(job.model, *self._names(job.model))
         limit = tier_of(owner.tier, self.rules.tiers).batch_enqueued_tokens
@@ -193,7 +195,7 @@ class JobDriver(Driving[EmbeddingJob]):
         """Return the aliases of a model, by which an allow-list may name it."""
         return [alias for alias, name in self.rules.catalog.aliases.items() if name == model]
 
-    async def _run(self, job: EmbeddingJob) -> Problem | None:
+    async def _run(self, job: EmbeddingJob) -> JobError | None:
         """Have the job done, and close it; leave it where it is cancelled meanwhile."""
         running = asyncio.create_task(self._in_turn(job))
         try:
@@ -223,9 +225,11 @@ class JobDriver(Driving[EmbeddingJob]):
     async def _finish(self, job: EmbeddingJob) -> None:
         now_s = self._clock()
         output, error = file_id(now_s), file_id(now_s)
-        gathered = await self._gathered(job, output, error)
+        gathered, lost = await self._gathered(job, output, error)
         if gathered.done.tokens:
             await self._ledger.record(self._usage(job, gathered.done.tokens, now_s))
+        if lost is not None and job.error is None:
+            job = replace(job, error=asdict(lost))
         files = [
             None if size is None else _file(job, name, kind, size, now_s)
             for name, kind, size in (
@@ -237,16 +241,30 @@ class JobDriver(Driving[EmbeddingJob]):
         if job.output is None:
             await self._runner.discard(job.id)
 
-    async def _gathered(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
-        """Return what is committed; what was told of it, where the job's location is of no use."""
+    async def _gathered(
+        self, job: EmbeddingJob, output: str, error: str
+    ) -> tuple[Gathered, JobError | None]:
+        """Return what is committed; what was told of it last, and why, where it cannot be had.
+
+        A location that is of no use is soon given up; a directory among the files that is not there
+        may be one that is not mounted, and is waited for.
+        """
         if job.in_progress_at is None:
-            return Gathered()
+            return Gathered(), None
+        told = Gathered(Done(job.completed, job.failed, job.tokens))
         try:
-            return await self._runner.gather(job, output, error)
+            gathered = await self._runner.gather(job, output, error)
+            rows = gathered.done.completed + gathered.done.failed
+            if _is_whole(job) and rows < job.total:
+                raise ServerError(f"{rows} of {job.total} rows are there")
         except Exception as failure:
-            if job.output is None or not (isinstance(failure, Refused) or self._is_given_up(job)):
-                raise
-            return Gathered(Done(job.completed, job.failed, job.tokens))
+            if job.output is not None:
+                if isinstance(failure, Refused) or self._is_given_up(job):
+                    return told, None
+            elif self._clock() - (job.finalizing_at or job.cancelling_at or 0.0) > MISSED_S:
+                return told, _LOST
+            raise
+        return gathered, None
 
     def _usage(self, job: EmbeddingJob, tokens: int, now_s: float) -> UsageRecord:
         """Return the job's one record: always under the same id, so that it counts once."""
@@ -268,6 +286,12 @@ class JobDriver(Driving[EmbeddingJob]):
             cost=None if price is None else price.of(tokens, 0, 0, in_batch=True),
             batch_id=job.id,
         )
+
+
+def _is_whole(job: EmbeddingJob) -> bool:
+    """Whether each row of the input, which cannot change, must have been done."""
+    finished = job.status == "finalizing" and job.error is None
+    return finished and job.input_file_id is not None
 
 
 def _file(job: EmbeddingJob, name: str, kind: str, size: int, now_s: float) -> File:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import func, select, update
 
-from omai_ray.batches.check import Problem
 from omai_ray.batches.leases import UNFINISHED, Leases, divided, enqueued_beside
 from omai_ray.batches.queue import too_many_tokens
 from omai_ray.files import Files
@@ -23,6 +22,14 @@ class Done:
     completed: int = 0
     failed: int = 0
     tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """What a job fails by, as its owner reads it."""
+
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class JobQueue(Leases[EmbeddingJob]):
 
     async def begin(
         self, job: EmbeddingJob, holder: str, rows: int, tokens: int, limit: int | None
-    ) -> Problem | None:
+    ) -> JobError | None:
         """Go from validating to in_progress, unless it was cancelled meanwhile.
 
         tokens: an estimate. limit: how many the account may have enqueued. Returns what stands in
@@ -67,7 +74,8 @@ class JobQueue(Leases[EmbeddingJob]):
             await self._require_lease(connection, job, holder)
             enqueued = await enqueued_beside(connection, job.account_id, job.id)
             if limit is not None and enqueued + tokens > limit:
-                return too_many_tokens(limit, enqueued, tokens)
+                problem = too_many_tokens(limit, enqueued, tokens)
+                return JobError(problem.code, problem.message)
             await connection.execute(begun)
         return None
 
@@ -85,9 +93,9 @@ class JobQueue(Leases[EmbeddingJob]):
             )
             return EmbeddingJob.from_row((await connection.execute(noted)).mappings().one())
 
-    async def close(self, job: EmbeddingJob, holder: str, problem: Problem | None) -> None:
+    async def close(self, job: EmbeddingJob, holder: str, problem: JobError | None) -> None:
         """Do no more of a job, unless it was cancelled meanwhile; problem: what it fails by."""
-        error = None if problem is None else {"code": problem.code, "message": problem.message}
+        error = None if problem is None else asdict(problem)
         running = embedding_jobs.c.status.in_(("validating", "in_progress"))
         closed = (
             update(embedding_jobs)
@@ -109,6 +117,7 @@ class JobQueue(Leases[EmbeddingJob]):
             .values(
                 {
                     "status": outcome,
+                    "error": job.error,
                     f"{outcome}_at": self._clock(),
                     "completed": done.completed,
                     "failed": done.failed,

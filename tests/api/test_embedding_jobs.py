@@ -9,8 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from omai_ray.batches.check import Problem
-from omai_ray.embedding_jobs.queue import Done, JobQueue
+from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
 from tests.api.conftest import CHAT, EMBEDDING, Api, bearer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -79,6 +78,7 @@ async def test_a_job_is_created_listed_and_retrieved(api: Api, owner: tuple[str,
     assert {"total": 0, "completed": 0, "failed": 0} == job["row_counts"]
     assert (None, None, None) == (job["input"], job["output"], job["column"])
     assert job == (await api.client.get(f"{ROOT}/{job['id']}", headers=headers)).json()
+    api.wall.now_s += 1
     second = (await create(api, headers, input_file=file)).json()
     assert ("truncate", "float32", None) == (second["on_long"], second["dtype"], second["chunks"])
     page = (await api.client.get(ROOT, headers=headers, params={"limit": 1})).json()
@@ -242,7 +242,7 @@ async def test_a_job_shows_how_far_it_is_and_what_it_failed_by(
         now["status"], now["row_counts"],
     )  # fmt: skip
     assert {"input_tokens": 30, "total_tokens": 30} == now["usage"]
-    await queue.close(job, "me", Problem("invalid_job", "no column 'text'"))
+    await queue.close(job, "me", JobError("invalid_job", "no column 'text'"))
     assert "finalizing" == (await shown())["status"]
     await queue.finish(await queue.read(job.id), "me", Done(3, 1, 30), None, None)
     now = await shown()

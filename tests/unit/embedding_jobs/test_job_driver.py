@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from omai_ray.embedding_jobs.driver import MAX_ATTEMPTS, Refused
+from omai_ray.embedding_jobs.driver import MAX_ATTEMPTS, Gathered, Refused
 from omai_ray.embedding_jobs.jobs import MAX_UNFINISHED
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
 from omai_ray.store import EmbeddingJob
@@ -209,6 +209,33 @@ async def test_a_location_that_is_of_no_use_any_more_ends_its_job_all_the_same(
     job = await world.run()
     assert job.output_file_id is not None
     assert not world.runner.fail["gather"]
+
+
+async def test_results_that_are_gone_are_waited_for_an_hour(world: World) -> None:
+    """A directory that is not mounted looks like one that is empty; then the job has failed."""
+    job = await world.submit()
+    gather, gone = world.runner.gather, 3
+
+    async def empty(job: EmbeddingJob, output: str, error: str) -> Gathered:
+        nonlocal gone
+        gone -= 1
+        return Gathered() if gone >= 0 else await gather(job, output, error)
+
+    world.runner.gather = empty  # type: ignore[method-assign]
+    await world.drive()
+    job = await world.queue.read(job.id)
+    assert ("completed", -1) == (job.status, gone)
+    assert (ROWS, 9, 1, 63) == counts(job)
+
+    async def never(*_: object) -> Gathered:
+        world.clock.now_s += 600.0
+        return Gathered()
+
+    world.runner.gather = never  # type: ignore[method-assign]
+    job = await world.run()
+    assert job.error is not None
+    assert ("failed", "results_lost", None) == (job.status, job.error["code"], job.output_file_id)
+    assert (ROWS, 9, 1, 63) == counts(job)
 
 
 async def test_progress_goes_on_while_the_database_is_away(world: World) -> None:
