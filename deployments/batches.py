@@ -21,7 +21,7 @@ from ray import serve
 
 from deployments.backends import HandleChatBackend, HandleEmbeddingBackend
 from deployments.detached import detached, keep, kept
-from deployments.embedding_jobs import RayJobRunner
+from deployments.embedding_jobs import job_driver
 from deployments.engines import HealthyAnswers, engine_backend
 from deployments.gathering import GatheringBackend
 from deployments.metrics import export
@@ -34,8 +34,6 @@ from omai_ray.batches.answering import Answers, UnitWorker
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import ModelSpec
-from omai_ray.embedding_jobs.driver import JobDriver, JobRules
-from omai_ray.embedding_jobs.queue import JobQueue
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
@@ -83,8 +81,6 @@ class BatchDriver:
         export(self._recorder, lambda: None)
         self._loop = _Loop("batches")
         self._driver: Driver | None = None
-        self._jobs: JobDriver | None = None
-        self._budgets: MonthlyBudgets | None = None
         self._running = self._loop.begin(self._run())
 
     def configure(self, settings: Settings) -> None:
@@ -100,8 +96,6 @@ class BatchDriver:
             self._running = self._loop.begin(self._run())
         elif self._driver is not None:
             self._driver.rules = _rules(self._settings)
-            if self._jobs is not None and self._budgets is not None:
-                self._jobs.rules = self._job_rules(self._budgets)
 
     async def _run(self) -> None:
         while True:
@@ -115,7 +109,12 @@ class BatchDriver:
 
     async def _drive(self) -> None:
         settings = self._settings
-        async with _Stored(settings) as stored:
+        async with (
+            _Stored(settings) as stored,
+            job_driver(
+                lambda: self._settings, stored.store, stored.contents, self._recorder
+            ) as jobs,
+        ):
             self._driver = driver = Driver(
                 stored.queue,
                 stored.contents,
@@ -127,27 +126,7 @@ class BatchDriver:
             )
             async with asyncio.TaskGroup() as group:
                 group.create_task(driver.run())
-                group.create_task(self._drive_jobs(stored))
-
-    async def _drive_jobs(self, stored: _Stored) -> None:
-        files, ledger = Files(stored.store, stored.contents), UsageLedger(stored.store)
-        self._budgets = MonthlyBudgets(ledger.tokens_in_month, answer_s=stored.store.patience_s)
-        self._jobs = JobDriver(
-            JobQueue(stored.store, files),
-            RayJobRunner(lambda: self._settings, stored.contents),
-            Directory(stored.store).owner,
-            ledger,
-            self._job_rules(self._budgets),
-            max_running=self._settings.embedding_jobs.max_running,
-            recorder=self._recorder,
-        )
-        try:
-            await self._jobs.run()
-        finally:
-            await ledger.close()
-
-    def _job_rules(self, budgets: MonthlyBudgets) -> JobRules:
-        return JobRules(self._settings.catalog, self._settings.tiers, budgets.require)
+                group.create_task(jobs.run())
 
     @property
     def settings(self) -> Settings:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
 
-from omai_ray.embedding_jobs.driver import Gathered, Measured, Refused
+from omai_ray.embedding_jobs.driver import JobDriver, JobRules
 from omai_ray.embedding_jobs.locations import AllowedLocations
-from omai_ray.embedding_jobs.queue import Done
+from omai_ray.embedding_jobs.queue import Done, JobQueue
+from omai_ray.embedding_jobs.runner import Gathered, Measured, Refused
 from omai_ray.errors import OMAiError, Overloaded
-from omai_ray.files import Contents
+from omai_ray.files import Contents, Files
+from omai_ray.identity.directory import Directory
+from omai_ray.ledger import UsageLedger
+from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.settings import Settings
 from omai_ray.storage import Location
-from omai_ray.store import EmbeddingJob
+from omai_ray.store import EmbeddingJob, Store
 from omai_ray.telemetry.metrics import model_label
+from omai_ray.telemetry.recorder import Recorder
 from pipelines.run_embedding_job import JobActor, Tally, Task, is_final, join, measure, tally
 
 DIRECTORY = "embedding_jobs"
@@ -29,6 +34,28 @@ DIRECTORY = "embedding_jobs"
 POLL_S = 1.0
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@asynccontextmanager
+async def job_driver(
+    settings: Callable[[], Settings], store: Store, contents: Contents, recorder: Recorder
+) -> AsyncIterator[JobDriver]:
+    """Give what drives the jobs of a database. settings: as they are now."""
+    ledger = UsageLedger(store)
+    budgets = MonthlyBudgets(ledger.tokens_in_month, answer_s=store.patience_s)
+    try:
+        yield JobDriver(
+            JobQueue(store, Files(store, contents)),
+            RayJobRunner(settings, contents),
+            Directory(store).owner,
+            ledger,
+            lambda: JobRules(settings().catalog, settings().tiers),
+            budgets.require,
+            max_running=settings().embedding_jobs.max_running,
+            recorder=recorder,
+        )
+    finally:
+        await ledger.close()
 
 
 class RayJobRunner:

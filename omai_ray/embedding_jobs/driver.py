@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from omai_ray.batches.answering import Owner
 from omai_ray.batches.check import BYTES_PER_TOKEN
@@ -20,6 +19,7 @@ from omai_ray.batches.turns import Turns
 from omai_ray.batches.watch import Sleep
 from omai_ray.catalog import Catalog
 from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
+from omai_ray.embedding_jobs.runner import Gathered, Refused, Runner
 from omai_ray.errors import OMAiError, ServerError
 from omai_ray.files.names import file_id
 from omai_ray.identity.principal import Principal
@@ -40,59 +40,19 @@ _FAILED = (
 _LOST = JobError("results_lost", "What the job has done is no longer in the server's storage.")
 
 
-class Refused(Exception):
-    """A job cannot be done as asked; the message is for its owner."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a job's input is."""
-
-    rows: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What a job has done. Bytes are of the files with rows and with dead letters, where made."""
-
-    done: Done = field(default_factory=Done)
-    output_bytes: int | None = None
-    error_bytes: int | None = None
-
-
-class Runner(Protocol):
-    """Does jobs somewhere; raises Refused for what is the job's own fault."""
-
-    async def measure(self, job: EmbeddingJob) -> Measured:
-        """Return what the input is, looked at without embedding any of it."""
-
-    async def run(self, job: EmbeddingJob, tell: Callable[[Done], None]) -> None:
-        """Do what is not done yet. Cancelling it ends the work; what is committed stays."""
-
-    async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
-        """Return what is committed, put together as content under these names for a file's job."""
-
-    async def leftovers(self) -> Sequence[str]:
-        """Return the jobs that have a directory among the files."""
-
-    async def discard(self, name: str) -> None:
-        """Remove a job's directory among the files."""
-
-
 @dataclass(frozen=True)
 class JobRules:
-    """What holds for jobs; require_budget raises QuotaExceeded for so many tokens."""
+    """What holds for jobs."""
 
     catalog: Catalog
     tiers: Mapping[str, Tier]
-    require_budget: Callable[[Principal, int], Awaitable[Any]]
 
 
 class JobDriver(Driving[EmbeddingJob]):
     """Does what jobs there are; of any number of drivers, each job has one.
 
-    rules: may be replaced. max_running: jobs at once. clock: seconds since the epoch.
+    rules: as they are now. require_budget: raises QuotaExceeded where an account may not use so
+    many tokens. max_running: jobs at once. clock: seconds since the epoch.
     """
 
     def __init__(
@@ -101,7 +61,8 @@ class JobDriver(Driving[EmbeddingJob]):
         runner: Runner,
         owner: Owner,
         ledger: UsageLedger,
-        rules: JobRules,
+        rules: Callable[[], JobRules],
+        require_budget: Callable[[Principal, int], Awaitable[object]],
         *,
         max_running: int,
         lease_s: float = LEASE_S,
@@ -111,7 +72,8 @@ class JobDriver(Driving[EmbeddingJob]):
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(queue, lease_s=lease_s, poll_s=poll_s, sleep=sleep)
-        self.rules = rules
+        self._rules = rules
+        self._require_budget = require_budget
         self._queue = queue
         self._runner = runner
         self._owner = owner
@@ -185,15 +147,15 @@ class JobDriver(Driving[EmbeddingJob]):
     async def _validate(self, job: EmbeddingJob) -> JobError | None:
         owner = await self._owner(job.account_id, job.key_id)
         owner.require_model(job.model, *self._names(job.model))
-        limit = tier_of(owner.tier, self.rules.tiers).batch_enqueued_tokens
+        limit = tier_of(owner.tier, self._rules().tiers).batch_enqueued_tokens
         measured = await self._runner.measure(job)
         tokens = -(-measured.bytes // BYTES_PER_TOKEN)
-        await self.rules.require_budget(owner, tokens)
+        await self._require_budget(owner, tokens)
         return await self._queue.begin(job, self.holder, measured.rows, tokens, limit)
 
     def _names(self, model: str) -> list[str]:
         """Return the aliases of a model, by which an allow-list may name it."""
-        return [alias for alias, name in self.rules.catalog.aliases.items() if name == model]
+        return [alias for alias, name in self._rules().catalog.aliases.items() if name == model]
 
     async def _run(self, job: EmbeddingJob) -> JobError | None:
         """Have the job done, and close it; leave it where it is cancelled meanwhile."""
@@ -268,7 +230,7 @@ class JobDriver(Driving[EmbeddingJob]):
 
     def _usage(self, job: EmbeddingJob, tokens: int, now_s: float) -> UsageRecord:
         """Return the job's one record: always under the same id, so that it counts once."""
-        spec = self.rules.catalog.models.get(job.model)
+        spec = self._rules().catalog.models.get(job.model)
         price = None if spec is None else spec.price
         started_s = job.in_progress_at or job.created
         return UsageRecord(

@@ -12,8 +12,8 @@ import pytest
 
 from deployments.embedding_jobs import DIRECTORY, RayJobRunner
 from omai_ray.catalog import ModelSpec
-from omai_ray.embedding_jobs.driver import Gathered, Measured, Refused
 from omai_ray.embedding_jobs.queue import Done
+from omai_ray.embedding_jobs.runner import Gathered, Measured, Refused
 from omai_ray.errors import Overloaded
 from omai_ray.files import Contents
 from omai_ray.files.names import file_id

@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import insert
 
 from omai_ray.catalog import Catalog, ModelSpec, Price
-from omai_ray.embedding_jobs.driver import Gathered, JobDriver, JobRules, Measured
+from omai_ray.embedding_jobs.driver import JobDriver, JobRules
 from omai_ray.embedding_jobs.jobs import EmbeddingJobs
 from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.embedding_jobs.queue import Done, JobQueue
+from omai_ray.embedding_jobs.runner import Gathered, Measured
 from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
 from omai_ray.ledger import UsageLedger
@@ -150,7 +151,8 @@ class World:
             self.runner,
             Directory(self.store).owner,
             self.ledger,
-            JobRules(Catalog((MODEL,), {}), TIERS, budgets.require),
+            lambda: JobRules(Catalog((MODEL,), {}), TIERS),
+            budgets.require,
             lease_s=LEASE_S,
             clock=self.clock,
             **values,

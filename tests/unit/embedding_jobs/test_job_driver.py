@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from omai_ray.embedding_jobs.driver import MAX_ATTEMPTS, Gathered, Refused
+from omai_ray.embedding_jobs.driver import MAX_ATTEMPTS
 from omai_ray.embedding_jobs.jobs import MAX_UNFINISHED
+from omai_ray.embedding_jobs.runner import Gathered, Refused
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
 from omai_ray.store import EmbeddingJob
 from omai_ray.store.tables import accounts
@@ -231,7 +232,7 @@ async def test_results_that_are_gone_are_waited_for_an_hour(world: World) -> Non
         world.clock.now_s += 600.0
         return Gathered()
 
-    world.runner.gather = never  # type: ignore[method-assign]
+    world.runner.gather = never  # type: ignore[assignment,method-assign]
     job = await world.run()
     assert job.error is not None
     assert ("failed", "results_lost", None) == (job.status, job.error["code"], job.output_file_id)
