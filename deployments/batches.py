@@ -18,6 +18,7 @@ import ray
 from deployments.batch_pool import Worker, WorkerPool
 from deployments.batch_worker import RayWorker, Stored, Work
 from deployments.detached import detached, forget, keep, kept
+from deployments.embedding_jobs import job_driver
 from deployments.metrics import export
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.catalog import ModelSpec
@@ -97,8 +98,13 @@ class BatchDriver:
         settings = self._settings
         executor = PooledExecutor(self)
         try:
-            async with Stored(settings) as stored:
-                self._driver = Driver(
+            async with (
+                Stored(settings) as stored,
+                job_driver(
+                    lambda: self._settings, stored.store, stored.contents, self._recorder
+                ) as jobs,
+            ):
+                self._driver = driver = Driver(
                     stored.queue,
                     stored.contents,
                     executor,
@@ -107,7 +113,9 @@ class BatchDriver:
                     max_running=settings.batches.max_running,
                     recorder=self._recorder,
                 )
-                await self._driver.run()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(driver.run())
+                    group.create_task(jobs.run())
         finally:
             executor.close()
 
@@ -150,7 +158,11 @@ def _is_served(app: str) -> bool:
 
 def _must_begin_anew(before: Settings, after: Settings) -> bool:
     """Whether settings differ in what a driver has from its start on."""
-    return (before.batches, before.files_location) != (after.batches, after.files_location)
+
+    def begun_with(settings: Settings) -> tuple[object, ...]:
+        return settings.batches, settings.embedding_jobs.max_running, settings.files_location
+
+    return begun_with(before) != begun_with(after)
 
 
 def _rules(settings: Settings) -> Rules:

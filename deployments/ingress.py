@@ -19,6 +19,8 @@ from deployments.serving import serve_models
 from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedModels
 from omai_ray.batches.batches import Batches
+from omai_ray.embedding_jobs.jobs import EmbeddingJobs
+from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.files import Contents, Files, sweep
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
@@ -54,6 +56,7 @@ class Ingress:
         administration = Administration(registry)
         contents = await asyncio.to_thread(Contents.at, settings.files_location)
         files = Files(registry.store, contents)
+        locations = AllowedLocations(settings.embedding_jobs.locations)
         sweeping = asyncio.create_task(sweep(files))
         recorder = Recorder()
         exporter = export(recorder, lambda: sample_ingress(recorder, limiter))
@@ -87,6 +90,7 @@ class Ingress:
             sessions=settings.sessions,
             files=files,
             batches=Batches(registry.store, files),
+            embedding_jobs=EmbeddingJobs(registry.store, files, locations),
             file_limits=settings.files,
             ingress=settings.ingress,
             trusted_proxies=settings.trusted_proxies,

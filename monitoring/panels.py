@@ -208,6 +208,12 @@ BULK = Dashboard(
             "Requests of batches a second", "reqps", _rate(metrics.BATCH_REQUESTS, metrics.RESULT)
         ),
         _one("Tokens that batches have enqueued", "short", _most(metrics.BATCH_TOKENS)),
+        _one("Embedding jobs", "short", _most(metrics.EMBEDDING_JOBS, metrics.BATCH_STATUS)),
+        _one(
+            "Rows of embedding jobs a second",
+            "short",
+            _rate(metrics.EMBEDDING_JOB_ROWS, metrics.RESULT),
+        ),
     ),
 )
 COST = Dashboard(

@@ -153,6 +153,23 @@ class BatchSettings(BaseModel):
         return self.backends.get(model, self.backend)
 
 
+class EmbeddingJobSettings(BaseModel):
+    """What jobs that are asked for over HTTP may read and write, and how they are run.
+
+    locations: absolute paths, `s3://BUCKET/…` or `gs://BUCKET/…` below which they may; by default
+    none, so that there are only uploaded files. `{account}` in one stands for the account's id.
+    workers: copies of the model that a job has. max_running: jobs at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    locations: tuple[
+        Annotated[str, Field(pattern=r"^(/|s3://[^/?]|gs://[^/?])[^*\[\]]*$")], ...
+    ] = ()
+    workers: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_running: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
 class SessionSettings(BaseModel):
     """Logins that a cookie carries.
 
@@ -244,6 +261,7 @@ class Settings(BaseModel):
     limiter: LimiterSettings = LimiterSettings()
     sessions: SessionSettings = SessionSettings()
     batches: BatchSettings = BatchSettings()
+    embedding_jobs: EmbeddingJobSettings = EmbeddingJobSettings()
     files: FileSettings = FileSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)] = Field(

@@ -34,6 +34,7 @@ from omai_ray.api.auth import AuthRoutes, CookieJar
 from omai_ray.api.backends import ServedModels
 from omai_ray.api.batches import BatchRoutes, add_batch_routes
 from omai_ray.api.context import CLIENT_CLOSED_REQUEST, ContextMiddleware
+from omai_ray.api.embedding_jobs import JobRoutes, add_job_routes
 from omai_ray.api.endpoints import endpoints_of
 from omai_ray.api.failures import FailureMiddleware, internal_error, render_error, unknown_url
 from omai_ray.api.files import FileRoutes, add_file_routes
@@ -70,6 +71,7 @@ from omai_ray.api.schemas.tokens import (
 )
 from omai_ray.api.tokens import TokenRoutes
 from omai_ray.batches.batches import Batches
+from omai_ray.embedding_jobs.jobs import EmbeddingJobs
 from omai_ray.errors import InvalidRequest, MethodNotAllowed, OMAiError, PermissionDenied
 from omai_ray.files import Files
 from omai_ray.identity.administration import Administration
@@ -108,6 +110,7 @@ class Services:
     sessions: SessionSettings
     files: Files
     batches: Batches
+    embedding_jobs: EmbeddingJobs
     file_limits: FileSettings
     ingress: IngressSettings
     trusted_proxies: tuple[str, ...]
@@ -139,6 +142,7 @@ def create_app(services: Services) -> ASGIApp:
     _add_error_handlers(app)
     _add_inference(app, services)
     add_batch_routes(app, BatchRoutes(services.batches))
+    add_job_routes(app, JobRoutes(services.embedding_jobs, services.models))
     add_file_routes(app, FileRoutes(services.files, services.tiers, services.file_limits))
     _add_accounts(app, services)
     _add_operations(app, services)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from omai_ray.batches.answering import Owner
-from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, InvalidInput, Problem, check_input
+from omai_ray.batches.driving import LEASE_S, POLL_S, Driving
+from omai_ray.batches.leases import UNFINISHED
 from omai_ray.batches.lines import EMBEDDINGS
-from omai_ray.batches.queue import Assembled, BatchQueue, LeaseLost
+from omai_ray.batches.queue import Assembled, BatchQueue
 from omai_ray.batches.results import assemble
 from omai_ray.batches.turns import Turns
 from omai_ray.batches.watch import Looks, Sleep, Watch, stop_of
@@ -35,21 +34,15 @@ from omai_ray.store import Batch, BatchOutcome, BatchUnit
 from omai_ray.telemetry import metrics
 from omai_ray.telemetry.recorder import Recorder
 
-LEASE_S = 15.0
-POLL_S = 1.0
 GRACE_S = 20.0
 """How long workers of a batch that is to stop may take to commit what they have."""
 INPUT_MISSED_S = 300.0
 """How long an input may be missing: where a directory is not mounted, all files are."""
-SWEEP_S = 600.0
-OBSERVE_S = 10.0
 PART_LIFE_S = 3 * 86_400.0
 """How old a part that no unit has must be to be nobody's: no worker is at it any more."""
 _KEPT_S = 3600.0
 """How old assembled files may be to become files: content without a row is removed in the end."""
 _SWEPT_AT_ONCE = 500
-_FIRST_RETRY_S = 1.0
-_LAST_RETRY_S = 60.0
 _READ_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
@@ -88,7 +81,7 @@ class Rules:
         return tier_of(owner.tier, self.tiers).batch_enqueued_tokens
 
 
-class Driver:
+class Driver(Driving[Batch]):
     """Does what batches there are; of any number of drivers, each batch has one.
 
     rules: what inputs are checked by; may be replaced. max_running: batches answered at once.
@@ -111,65 +104,19 @@ class Driver:
         sleep: Sleep = asyncio.sleep,
         recorder: Recorder | None = None,
     ) -> None:
+        super().__init__(queue, lease_s=lease_s, poll_s=poll_s, sleep=sleep)
         self._recorder = recorder or Recorder()
         self.rules = rules
-        self.holder = secrets.token_hex(16)
         self._queue = queue
         self._contents = contents
         self._executor = executor
         self._owner = owner
         self._turns = Turns(max_running)
         self._looks = Looks(queue)
-        self._lease_s = lease_s
-        self._poll_s = poll_s
         self._grace_s = grace_s
         self._clock = clock
-        self._sleep = sleep
-        self._driving: dict[str, asyncio.Task[None]] = {}
         self._assembled: dict[str, tuple[float, Assembled]] = {}
         self._missing: dict[str, float] = {}
-
-    async def run(self) -> None:
-        """Drive batches until cancelled, however often the database or the storage is away."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._again(self._claim, self._poll_s))
-                group.create_task(self._again(self._renew, self._lease_s / 3))
-                group.create_task(self._again(self._sweep, SWEEP_S))
-                group.create_task(self._again(self.observe, OBSERVE_S))
-        finally:
-            for task in self._driving.values():
-                task.cancel()
-            await asyncio.gather(*self._driving.values(), return_exceptions=True)
-
-    async def _again(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
-        while True:
-            try:
-                await work()
-            except OMAiError as error:
-                _log.warning("batches: %s", error.message)
-            except Exception:
-                _log.exception("batches")
-            await self._sleep(every_s)
-
-    async def _claim(self) -> None:
-        for batch in await self._queue.claim(self.holder, self._lease_s):
-            if batch.id not in self._driving:  # claimed anew, where renewing came late
-                task = asyncio.create_task(self.drive(batch))
-                self._driving[batch.id] = task
-                task.add_done_callback(partial(self._ended, batch.id))
-
-    def _ended(self, batch: str, _: asyncio.Task[None]) -> None:
-        self._driving.pop(batch, None)
-
-    async def _renew(self) -> None:
-        driven = set(self._driving)
-        if not driven:
-            return
-        held = await self._queue.renew(self.holder, driven, self._lease_s)
-        for batch in driven - held:
-            if batch in self._driving:  # it has ended meanwhile, or is another driver's
-                self._driving[batch].cancel()
 
     async def observe(self) -> None:
         """Tell the recorder what there is to do, and what was done."""
@@ -194,36 +141,9 @@ class Driver:
             for name in set(some) - await self._queue.parts_in_use(some):
                 await self._contents.delete(name)
 
-    async def drive(self, batch: Batch) -> None:
-        """Take a batch to its end, or as far as it is this driver's."""
-        try:
-            await self._patiently(batch)
-        finally:
-            self._assembled.pop(batch.id, None)
-            self._missing.pop(batch.id, None)
-
-    async def _patiently(self, batch: Batch) -> None:
-        """Take a batch from state to state, trying each as often as it takes."""
-        retry_s = _FIRST_RETRY_S
-        while True:
-            try:
-                if await self._step(batch.id):
-                    return
-                retry_s = _FIRST_RETRY_S
-            except LeaseLost:
-                return
-            except Exception as error:
-                known = isinstance(error, OMAiError)
-                why = error.message if isinstance(error, OMAiError) else type(error).__name__
-                _log.warning(
-                    "%s: %s: tried again in %.0f s",
-                    batch.id,
-                    why,
-                    retry_s,
-                    exc_info=None if known else error,
-                )
-                await self._sleep(retry_s)
-                retry_s = min(_LAST_RETRY_S, retry_s * 2)
+    def _leave(self, name: str) -> None:
+        self._assembled.pop(name, None)
+        self._missing.pop(name, None)
 
     async def _step(self, name: str) -> bool:
         """Take a batch one state further; whether that was its last one."""

@@ -7,25 +7,18 @@ that was taken for dead, and goes on, changes nothing that its successor relies 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import delete, func, insert, or_, select, update
 
-from omai_ray.batches.batches import UNFINISHED
 from omai_ray.batches.check import CheckedInput, Problem
+from omai_ray.batches.leases import CLAIMED_AT_ONCE, UNFINISHED, Leases, divided, enqueued_beside
 from omai_ray.files import Files
 from omai_ray.store import Batch, BatchOutcome, BatchStatus, BatchUnit, File, Store
-from omai_ray.store.tables import accounts, batch_units, batches
+from omai_ray.store.tables import batch_units, batches
 
-CLAIMED_AT_ONCE = 100
-_IN_A_STATEMENT = 1000
 _ANSWERING = ("in_progress", "cancelling")
-
-
-class LeaseLost(Exception):
-    """Another driver has the batch by now."""
 
 
 class _Refused(Exception):
@@ -66,58 +59,15 @@ class Assembled:
     problems: tuple[Problem, ...] = ()
 
 
-class BatchQueue:
+class BatchQueue(Leases[Batch]):
     """What drivers and workers do with batches; raises Overloaded where the database is away.
 
     clock: seconds since the epoch.
     """
 
     def __init__(self, store: Store, files: Files, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
+        super().__init__(store, batches, Batch.from_row, clock)
         self._files = files
-        self._clock = clock
-
-    async def claim(self, holder: str, lease_s: float) -> list[Batch]:
-        """Return batches that nobody drives, the oldest first; they are the holder's from here."""
-        now_s = self._clock()
-        free = and_(
-            batches.c.status.in_(UNFINISHED),
-            or_(batches.c.holder.is_(None), batches.c.held_until < now_s),
-        )
-        some = select(batches.c.id).where(free).order_by(batches.c.created).limit(CLAIMED_AT_ONCE)
-        async with self._store.reading() as connection:
-            if not (await connection.execute(some.limit(1))).first():
-                return []
-        taken = (
-            update(batches)
-            .where(batches.c.id.in_(some), free)
-            .values(holder=holder, held_until=now_s + lease_s)
-            .returning(batches)
-        )
-        async with self._store.writing() as connection:
-            rows = (await connection.execute(taken)).mappings().all()
-        return sorted((Batch.from_row(row) for row in rows), key=lambda batch: batch.created)
-
-    async def renew(self, holder: str, driven: Iterable[str], lease_s: float) -> set[str]:
-        """Keep those batches that the holder drives, and has, for longer; return their ids.
-
-        What it has without knowing, as a claim may be committed and fail, is free again by and by.
-        """
-        kept: set[str] = set()
-        mine = and_(batches.c.holder == holder, batches.c.status.in_(UNFINISHED))
-        until = {"held_until": self._clock() + lease_s}
-        async with self._store.writing() as connection:
-            for some in _divided(driven):
-                renewed = update(batches).where(batches.c.id.in_(some), mine).values(until)
-                rows = await connection.execute(renewed.returning(batches.c.id))
-                kept.update(rows.scalars())
-        return kept
-
-    async def read(self, batch: str) -> Batch:
-        """Return a batch as it is now."""
-        async with self._store.reading() as connection:
-            found = await connection.execute(select(batches).where(batches.c.id == batch))
-            return Batch.from_row(found.mappings().one())
 
     async def over(self, asked: Iterable[str]) -> set[str]:
         """Return those of some batches of which nothing more should be answered."""
@@ -128,7 +78,7 @@ class BatchQueue:
         )
         found: set[str] = set()
         async with self._store.reading() as connection:
-            for some in _divided(asked):
+            for some in divided(asked):
                 statement = select(batches.c.id).where(batches.c.id.in_(some), is_over)
                 found.update((await connection.execute(statement)).scalars())
         return found
@@ -151,21 +101,15 @@ class BatchQueue:
 
         limit: how many tokens the account may have enqueued. Returns what stands in the way.
         """
-        others = select(func.sum(batches.c.enqueued_tokens)).where(
-            batches.c.account_id == batch.account_id,
-            batches.c.status.in_(UNFINISHED),
-            batches.c.id != batch.id,
-        )
         rows = [
             {"batch_id": batch.id, "number": number, **asdict(stretch)}
             for number, stretch in enumerate(checked.stretches)
         ]
         async with self._store.writing() as connection:
             await self._require_lease(connection, batch, holder)
-            await _lock_account(connection, batch.account_id)  # two must not both fit
-            enqueued = await connection.scalar(others) or 0
+            enqueued = await enqueued_beside(connection, batch.account_id, batch.id)
             if limit is not None and enqueued + checked.tokens > limit:
-                return _too_many_tokens(limit, int(enqueued), checked.tokens)
+                return too_many_tokens(limit, enqueued, checked.tokens)
             begun = (
                 update(batches)
                 .where(batches.c.id == batch.id, batches.c.status == "validating")
@@ -339,34 +283,11 @@ class BatchQueue:
         async with self._store.writing() as connection:
             await connection.execute(delete(batch_units).where(batch_units.c.batch_id == batch))
 
-    async def _require_lease(self, connection: AsyncConnection, batch: Batch, holder: str) -> Batch:
-        """Return a batch, kept from others' changes until the transaction ends.
 
-        Raises LeaseLost where another driver has it.
-        """
-        mine: ColumnElement[bool] = and_(batches.c.id == batch.id, batches.c.holder == holder)
-        found = await connection.execute(select(batches).where(mine).with_for_update())
-        row = found.mappings().first()
-        if row is None:
-            raise LeaseLost
-        return Batch.from_row(row)
-
-
-def _divided(ids: Iterable[str]) -> Iterator[list[str]]:
-    """Yield some ids as lists that a statement can have: it takes a bounded number of values."""
-    every = sorted(ids)
-    for start in range(0, len(every), _IN_A_STATEMENT):
-        yield every[start : start + _IN_A_STATEMENT]
-
-
-async def _lock_account(connection: AsyncConnection, account_id: str) -> None:
-    statement = select(accounts.c.id).where(accounts.c.id == account_id).with_for_update()
-    await connection.execute(statement)
-
-
-def _too_many_tokens(limit: int, enqueued: int, tokens: int) -> Problem:
+def too_many_tokens(limit: int, enqueued: int, tokens: int) -> Problem:
+    """Return what a batch or job fails by that does not fit into what an account may enqueue."""
     return Problem(
         "token_limit_exceeded",
         f"Enqueued token limit reached: Limit {limit} tokens, Enqueued {enqueued}, Requested "
-        f"{tokens}. Please try again once batches of yours have ended.",
+        f"{tokens}. Please try again once batches or jobs of yours have ended.",
     )

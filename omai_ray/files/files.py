@@ -118,7 +118,7 @@ class Files:
             return Page.of([File.from_row(row) for row in rows.mappings()], limit)
 
     async def delete(self, account_id: str, file: str) -> None:
-        """Remove an account's file. Raises InvalidRequest where a batch still reads it."""
+        """Remove an account's file. Raises InvalidRequest where a batch or job still reads it."""
         found = await self.get(account_id, file)
         gone = delete(files).where(*self._own(account_id, found.id), files.c.in_use == 0)
         async with self._store.writing() as connection:
@@ -126,8 +126,8 @@ class Files:
         if not removed:
             await self.get(account_id, file)  # somebody else may have removed it
             raise InvalidRequest(
-                f"The file '{found.id}' is the input of a batch that has not ended: cancel the "
-                "batch, or wait for its end.",
+                f"The file '{found.id}' is the input of a batch or job that has not ended: cancel "
+                "it, or wait for its end.",
                 param="file_id",
                 code="file_in_use",
             )

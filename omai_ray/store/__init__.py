@@ -1,4 +1,4 @@
-"""Accounts, users, keys, sessions, files, batches and usage in SQL: SQLite or PostgreSQL."""
+"""Accounts, users, keys, sessions, files, batches, jobs and usage in SQL: SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omai_ray.store.records import (
     BatchOutcome,
     BatchStatus,
     BatchUnit,
+    EmbeddingJob,
     File,
     Outcome,
     Purpose,
@@ -29,6 +30,7 @@ __all__ = [
     "BatchOutcome",
     "BatchStatus",
     "BatchUnit",
+    "EmbeddingJob",
     "File",
     "Outcome",
     "Purpose",

@@ -136,7 +136,7 @@ class AuditEntry(_Record):
 class File(_Record):
     """What is known of a file; its content is kept under its id. filename: as its owner calls it.
 
-    expires: None for never. in_use: how many batches that have not ended read it.
+    expires: None for never. in_use: how many batches and jobs that have not ended read it.
     """
 
     id: str
@@ -206,3 +206,40 @@ class BatchUnit(_Record):
     lines: int
     part: str | None
     output_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingJob(_Record):
+    """Parquet files that are embedded as one job.
+
+    input_file_id, or input: a file of the account's, or a location. output: the job's own directory
+    in a location; None leaves a file of the account's. task: how it is done, as the request said
+    (column or template, columns, on_long, chunks, dtype). total, completed, failed: rows of the
+    input; tokens: of those that were embedded. The rest is as a Batch has it.
+    """
+
+    id: str
+    account_id: str
+    key_id: str | None
+    model: str
+    input_file_id: str | None
+    input: str | None
+    output: str | None
+    task: dict[str, Any]
+    metadata: dict[str, str] | None
+    status: BatchStatus
+    error: dict[str, str] | None
+    output_file_id: str | None
+    error_file_id: str | None
+    created: float
+    in_progress_at: float | None
+    finalizing_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    cancelling_at: float | None
+    cancelled_at: float | None
+    total: int
+    completed: int
+    failed: int
+    tokens: int
+    enqueued_tokens: int

@@ -24,7 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every migration, oldest first; a database at the last one needs no alembic."""
 
 
@@ -217,7 +217,7 @@ usage_months = Table(
 )
 
 # What is uploaded, and what batches leave; its content is kept elsewhere, under the id. in_use: by
-# how many batches that have not ended, until when it can neither be deleted nor expire.
+# how many batches and jobs that have not ended, until when it can neither be deleted nor expire.
 files = Table(
     "files",
     metadata,
@@ -287,4 +287,39 @@ batch_units = Table(
     Column("lines", Integer, nullable=False),
     Column("part", String(64)),
     Column("output_bytes", BigInteger),
+)
+
+# Parquet files that are embedded as one. task: what else it says. holder: as above.
+embedding_jobs = Table(
+    "embedding_jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("account_id", String(40), ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", String(40)),
+    Column("model", String(255), nullable=False),
+    Column("input_file_id", String(40)),
+    Column("input", Text),
+    Column("output", Text),
+    Column("task", Json, nullable=False),
+    Column("metadata", Json),
+    Column("status", String(16), nullable=False),
+    Column("error", Json),
+    Column("output_file_id", String(40)),
+    Column("error_file_id", String(40)),
+    Column("created", Double, nullable=False),
+    Column("in_progress_at", Double),
+    Column("finalizing_at", Double),
+    Column("completed_at", Double),
+    Column("failed_at", Double),
+    Column("cancelling_at", Double),
+    Column("cancelled_at", Double),
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("completed", BigInteger, nullable=False, server_default="0"),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("tokens", BigInteger, nullable=False, server_default="0"),
+    Column("enqueued_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("holder", String(40)),
+    Column("held_until", Double),
+    Index("ix_embedding_jobs_account_id", "account_id", "id"),
+    Index("ix_embedding_jobs_status", "status", "created"),
 )

@@ -164,6 +164,13 @@ BATCH_REQUESTS = Metric(
     "omai_batch_requests", "counter", "requests", (RESULT,),
     "Requests of batches that were answered, or have failed",
 )  # fmt: skip
+EMBEDDING_JOBS = Metric(
+    "omai_embedding_jobs", "gauge", "jobs", (BATCH_STATUS,), "Embedding jobs that have not ended"
+)
+EMBEDDING_JOB_ROWS = Metric(
+    "omai_embedding_job_rows", "counter", "rows", (RESULT,),
+    "Rows of embedding jobs that were embedded, or dead-lettered",
+)  # fmt: skip
 
 ALL: tuple[Metric, ...] = tuple(value for value in vars().values() if isinstance(value, Metric))
 

@@ -20,6 +20,8 @@ from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedChat, ServedEmbedding, ServedModels
 from omai_ray.batches.batches import Batches
 from omai_ray.catalog import Catalog, ModelSpec
+from omai_ray.embedding_jobs.jobs import EmbeddingJobs
+from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.engines.chat.batching_engine import BatchingEngine
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
@@ -329,6 +331,12 @@ async def running(
         sessions=SessionSettings(),
         files=files,
         batches=Batches(registry.store, files, wall),
+        embedding_jobs=EmbeddingJobs(
+            registry.store,
+            files,
+            AllowedLocations([f"{state_dir}/corpora/{{account}}", "s3://allowed/some/prefix"]),
+            wall,
+        ),
         file_limits=FILE_LIMITS,
         ingress=IngressSettings(max_body_bytes=MAX_BODY_BYTES, cors_origins=("*",)),
         trusted_proxies=(),

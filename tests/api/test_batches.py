@@ -16,7 +16,8 @@ from omai_ray.api.accounting import Accountant
 from omai_ray.api.in_process import InProcessApi
 from omai_ray.api.measures import Measures
 from omai_ray.batches.answering import UnitWorker
-from omai_ray.batches.driver import LEASE_S, Driver, Rules
+from omai_ray.batches.driver import Driver, Rules
+from omai_ray.batches.driving import LEASE_S
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import Catalog, Price
 from omai_ray.identity.directory import Directory

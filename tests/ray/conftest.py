@@ -21,7 +21,7 @@ from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger
-from omai_ray.settings import BatchSettings, IngressSettings, Settings
+from omai_ray.settings import BatchSettings, EmbeddingJobSettings, IngressSettings, Settings
 from tests.checkpoints import save_chat_checkpoint, save_embedding_checkpoint
 from tests.programs import free_port
 
@@ -127,6 +127,7 @@ def served(
         log_file=state_dir / "omai.log",
         ingress=INGRESS,
         batches=BatchSettings(backends=dict.fromkeys((OWN_CHAT, OWN_EMBEDDING), "own")),
+        embedding_jobs=EmbeddingJobSettings(locations=(f"{state_dir}/corpora/{{account}}",)),
         models=(
             ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),
             ModelSpec(

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 
 from omai_ray.api.schemas.administration import Query
 from omai_ray.api.schemas.common import Metadata, RequestBody
-from omai_ray.batches.batches import MAX_PAGE
 from omai_ray.batches.lines import Endpoint
+from omai_ray.batches.owned import MAX_PAGE
 from omai_ray.files import MAX_LIFE_S, MIN_LIFE_S
 from omai_ray.store import Batch, BatchStatus
 

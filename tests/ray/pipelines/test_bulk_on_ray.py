@@ -22,7 +22,7 @@ from pipelines.embed_corpus import embed_corpus
 from pipelines.engine import build_engine
 from pipelines.errors import RunFailed
 from pipelines.job import EmbedJob
-from pipelines.pool import Pool
+from pipelines.pool import PoolSize
 from pipelines.progress import Silent, Snapshot
 from pipelines.ray_executor import actor_strategy
 from pipelines.report import Report
@@ -236,7 +236,7 @@ def test_a_pool_between_two_bounds_gives_the_same_bytes(
 
 def test_ray_data_is_given_the_bounds_and_the_first_size() -> None:
     """It adds actors up to the most."""
-    strategy = actor_strategy(Pool(least=2, first=3, most=8))
+    strategy = actor_strategy(PoolSize(least=2, first=3, most=8))
     assert (strategy.min_size, strategy.initial_size, strategy.max_size) == (2, 3, 8)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from deployments.batches import _must_begin_anew, gone
-from omai_ray.settings import BatchSettings, FileSettings, Settings
+from omai_ray.settings import BatchSettings, EmbeddingJobSettings, FileSettings, Settings
 
 
 def test_a_driver_begins_anew_where_batches_or_files_are_set_otherwise() -> None:
@@ -12,6 +12,8 @@ def test_a_driver_begins_anew_where_batches_or_files_are_set_otherwise() -> None
         ({"batches": BatchSettings(workers=2)}, True),
         ({"files": FileSettings(location="s3://bucket/files")}, True),
         ({"files": FileSettings(max_bytes=1)}, False),
+        ({"embedding_jobs": EmbeddingJobSettings(locations=("/data",), workers=2)}, False),
+        ({"embedding_jobs": EmbeddingJobSettings(max_running=2)}, True),
     ):
         assert anew == _must_begin_anew(before, before.model_copy(update=changes))
 

@@ -324,7 +324,7 @@ async def test_a_file_in_use_is_neither_deleted_nor_expired(
         await files.hold(connection, ADA, file.id)
         held = await files.hold(connection, ADA, file.id)
     assert held.in_use == 2
-    with pytest.raises(InvalidRequest, match="input of a batch that has not ended") as raised:
+    with pytest.raises(InvalidRequest, match="input of a batch or job that has") as raised:
         await files.delete(ADA, file.id)
     assert raised.value.code == "file_in_use"
     clock.now_s += 3600

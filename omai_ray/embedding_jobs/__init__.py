@@ -1,0 +1,1 @@
+"""Embedding jobs: parquet files embedded as one, asked for over HTTP and done by the pipeline."""

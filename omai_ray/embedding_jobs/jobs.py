@@ -1,0 +1,88 @@
+"""Embedding jobs as their accounts see them: created, listed, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import insert
+
+from omai_ray.batches.owned import Owned
+from omai_ray.embedding_jobs.locations import AllowedLocations
+from omai_ray.errors import InvalidRequest
+from omai_ray.files import Files
+from omai_ray.store import EmbeddingJob, Store
+from omai_ray.store.tables import embedding_jobs
+
+MAX_UNFINISHED = 100
+
+
+class EmbeddingJobs(Owned[EmbeddingJob]):
+    """What accounts do with embedding jobs.
+
+    Every method raises NotFound for a job that is not there, or is another account's, and
+    Overloaded where the database is away. clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        files: Files,
+        allowed: AllowedLocations,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(
+            store, embedding_jobs, EmbeddingJob.from_row, "embjob", "embedding job", clock
+        )
+        self._files = files
+        self._allowed = allowed
+
+    async def create(
+        self,
+        account_id: str,
+        key_id: str | None,
+        *,
+        model: str,
+        input_file: str | None = None,
+        input: str | None = None,  # noqa: A002 - the field's name
+        output: str | None = None,
+        task: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+    ) -> EmbeddingJob:
+        """Return a new job over a file of the account's, kept until the job ends, or a location.
+
+        model: its name in the catalog. output: a location, in which the job has a directory of its
+        own. Raises InvalidRequest for a file of another purpose, for a location that is not
+        allowed, or where too many jobs are at work.
+        """
+        for field, given in (("input", input), ("output", output)):
+            if given is not None:
+                await asyncio.to_thread(self._allowed.resolve, field, given, account_id)
+        name = self._new_id()
+        values = {
+            "id": name,
+            "account_id": account_id,
+            "key_id": key_id,
+            "model": model,
+            "input_file_id": input_file,
+            "input": input,
+            "output": None if output is None else f"{output.rstrip('/')}/{name}",
+            "task": dict(task),
+            "metadata": dict(metadata) if metadata else None,
+            "status": "validating",
+            "created": self._clock(),
+        }
+        async with self._store.writing() as connection:
+            if input_file is not None:
+                file = await self._files.hold(connection, account_id, input_file)
+                if file.purpose != "user_data":
+                    raise InvalidRequest(
+                        f"Invalid 'input_file': the file's purpose is '{file.purpose}'; a job "
+                        "takes one that was uploaded with purpose 'user_data'.",
+                        param="input_file",
+                    )
+            await self._require_few(connection, account_id, MAX_UNFINISHED, "embedding jobs")
+            made = insert(embedding_jobs).values(**values).returning(embedding_jobs)
+            return EmbeddingJob.from_row((await connection.execute(made)).mappings().one())
