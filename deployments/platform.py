@@ -74,15 +74,19 @@ def check_models(models: Iterable[ModelSpec], where: str = "") -> None:
     """
     for place, spec in enumerate(models):
         try:
-            _check_model(spec)
+            check_model(spec)
         except OMAiError as error:
             raise ConfigError(f"{where}models.{place}.source: {error.message}") from error
 
 
-def _check_model(spec: ModelSpec) -> None:
-    directory = locate(spec)
+def check_model(spec: ModelSpec, *, fetch: bool = True) -> None:
+    """Read what can be read of a model without loading it. Raises OMAiError for what is wrong.
+
+    fetch: get what is not here yet from the hub; else that is a NotFetched.
+    """
+    directory = locate(spec, fetch=fetch)
     check_weights(spec, directory)
-    for adapter in locate_adapters(spec).values():
+    for adapter in locate_adapters(spec, fetch=fetch).values():
         check_adapter(adapter)
     if spec.task == "chat":
         ChatTokenizer(directory, spec.context)

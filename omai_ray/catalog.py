@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from omai_ray.errors import ConfigError, ModelNotFound
+from omai_ray.errors import ConfigError, ModelNotFound, NotFetched
 
 Task = Literal["chat", "embedding", "rerank"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -251,7 +251,8 @@ def default_models() -> tuple[ModelSpec, ...]:
 def locate(spec: ModelSpec, *, weights: bool = True, fetch: bool = True) -> Path:
     """Return the directory of a model's files, fetching them from the hub if need be.
 
-    weights: False fetches what the tokenizer needs only. Raises ConfigError saying what to do.
+    weights: False fetches what the tokenizer needs only. Raises ConfigError saying what to do,
+    NotFetched where `fetch` is False and that would be needed.
     """
     if spec.source.startswith("builtin:"):
         return _locate_builtin(spec.source.removeprefix("builtin:"))
@@ -263,10 +264,12 @@ def locate(spec: ModelSpec, *, weights: bool = True, fetch: bool = True) -> Path
     return _fetch(spec, weights, fetch)
 
 
-def locate_adapters(spec: ModelSpec) -> dict[str, Path]:
+def locate_adapters(spec: ModelSpec, *, fetch: bool = True) -> dict[str, Path]:
     """Return the directory of each of a model's adapters; raises as `locate` does."""
     return {
-        name: locate(spec.model_copy(update={"name": name, "source": source, "revision": None}))
+        name: locate(
+            spec.model_copy(update={"name": name, "source": source, "revision": None}), fetch=fetch
+        )
         for name, source in spec.adapters.items()
     }
 
@@ -312,7 +315,7 @@ def _fetch(spec: ModelSpec, weights: bool, fetch: bool) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if not fetch:
-            raise ConfigError("not fetched from the hub yet") from None
+            raise NotFetched("not fetched from the hub yet") from None
         raise ConfigError(
             f"model '{spec.name}': '{spec.source}' is neither a directory nor a model that the "
             f"hub gives ({type(error).__name__}); check the name, the network and HF_TOKEN"

@@ -65,6 +65,10 @@ class ConfigError(OMAiError):
     """A setting, a catalog entry or a command's argument that cannot be used."""
 
 
+class NotFetched(ConfigError):
+    """A model of the hub whose files are not here yet."""
+
+
 class CheckpointError(ConfigError):
     """A model directory that cannot, or must not, be loaded."""
 

@@ -10,8 +10,10 @@ from omai_ray.cli import (
     accounts,
     batch,
     check,
+    completion,
     corpus,
     database,
+    doctor,
     embed,
     keys,
     models,
@@ -59,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         serve,
         top,
         check,
+        doctor,
         embed,
         corpus,
         batch,
@@ -70,4 +73,5 @@ def build_parser() -> argparse.ArgumentParser:
         database,
     ):
         part.add(commands)
+    completion.add(commands, build_parser)
     return parser
