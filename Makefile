@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
-TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,dev
+TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,docs,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
 # Other people's clients, and the JavaScript SDK's tools: without them their tests are skipped.
@@ -14,7 +14,7 @@ NODE_MODULES := clients/javascript/node_modules/.package-lock.json
 CONFIGURATION := cluster.yaml deployments/cluster-gcp.yaml \
 	$(wildcard deployments/config/*.yaml deployments/kubernetes/*.yaml)
 
-.PHONY: help install demo test lint types clients-setup sdk-versions bench-setup clean
+.PHONY: help install demo test lint docs types clients-setup sdk-versions bench-setup bench clean
 
 help:
 	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
@@ -23,6 +23,8 @@ help:
 	@echo "make clients-setup               install the clients that tests/clients runs (npm, 0.8 GB)"
 	@echo "make sdk-versions                test the Python SDK with its oldest and newest openai"
 	@echo "make bench-setup                 install the peers of benchmarks/ into .venv-bench"
+	@echo "make bench [QUICK=1]             run them, for hours: figures in benchmarks/results"
+	@echo "make docs                        build the pages of docs/ into site/"
 	@echo "make clean                       remove what all of these installed, and what the demo left"
 
 install: $(VENV)/.installed
@@ -43,10 +45,13 @@ test: lint types
 	$(VENV)/bin/python -m pytest
 	$(VENV)/bin/python -m pytest clients/python/tests
 
-lint: $(FOR_TESTS)
+lint: docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/omai-ray check $(CONFIGURATION)
+
+docs: $(FOR_TESTS)
+	$(VENV)/bin/mkdocs build --strict --quiet
 
 types: $(FOR_TESTS)
 	$(VENV)/bin/mypy
@@ -72,5 +77,8 @@ bench-setup: $(patsubst %,.venv-bench/%/.installed,peers infinity litellm)
 	.venv-bench/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
+bench: $(FOR_TESTS) bench-setup
+	$(VENV)/bin/python benchmarks/all.py $(if $(QUICK),--quick)
+
 clean:
-	rm -rf $(VENV) .venv-bench .venv-clients clients/javascript/node_modules .demo
+	rm -rf site $(VENV) .venv-bench .venv-clients clients/javascript/node_modules .demo
