@@ -130,6 +130,15 @@ def actor_strategy(pool: PoolSize) -> Any:
     )
 
 
+_NO_RAY = (
+    ConnectionError,
+    ValueError,
+    RuntimeError,
+    TimeoutError,
+    ray.exceptions.AuthenticationError,  # a cluster with a token, and none here, or another
+)
+
+
 def _connect(address: str | None) -> None:
     """Join a cluster, or start a Ray of this process. Raises ConfigError where neither works."""
     _check_reachable(address)
@@ -139,7 +148,7 @@ def _connect(address: str | None) -> None:
     try:
         with quiet_ray_start():
             ray.init(address=address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except _NO_RAY as error:
         where = "a local Ray cannot be started" if address is None else f"no Ray at {address}"
         raise ConfigError(f"{where}: {brief(error)}") from error
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -316,6 +317,29 @@ def test_an_address_where_no_ray_listens_is_refused_at_once(make_job: Job, addre
         RayExecutor(make_job(address=address)),
     ):
         pass
+
+
+def test_a_cluster_whose_token_is_not_known_is_refused_in_a_line(
+    make_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own error is no RuntimeError."""
+    import ray.exceptions
+
+    from pipelines.ray_executor import RayExecutor
+
+    def refuse(**_: Any) -> None:
+        raise ray.exceptions.AuthenticationError("no authentication token was found")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=f"no Ray at {address}: AuthenticationError: no auth"),
+            RayExecutor(make_job(address=address)),
+        ):
+            pass
 
 
 def test_a_sink_is_the_jobs_and_a_bad_one_is_refused_in_a_line(
