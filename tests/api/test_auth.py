@@ -165,6 +165,7 @@ async def test_a_login_from_another_site_is_refused(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("alice")
+@pytest.mark.fault(18)
 async def test_unknown_user_and_wrong_password_are_one_answer(api: Api) -> None:
     """Nobody learns who has an account."""
     answers = []
@@ -179,6 +180,7 @@ async def test_unknown_user_and_wrong_password_are_one_answer(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("alice")
+@pytest.mark.fault(18)
 async def test_many_wrong_passwords_are_slowed_down(api: Api) -> None:
     """429 with Retry-After, before a password is hashed."""
     statuses = []
@@ -349,6 +351,7 @@ async def test_named_origins_may_write_by_cookie(api: Api) -> None:
     assert response.status_code == 200
 
 
+@pytest.mark.fault(8)
 async def test_a_locked_database_refuses_only_those_it_does_not_know(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def bearer(token: str) -> tuple[bytes, bytes]:
     return b"authorization", f"Bearer {token}".encode()
 
 
+@pytest.mark.fault(9)
 async def test_a_server_that_swallows_packets_is_answered_for(
     wire: tuple[Wire, str], registry: Registry, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
