@@ -193,6 +193,26 @@ async def test_many_wrong_passwords_are_slowed_down(api: Api) -> None:
     check_error(response.json(), type="requests", code="rate_limit_exceeded", param=None)
 
 
+@pytest.mark.fault(18)
+@pytest.mark.usefixtures("alice")
+async def test_a_thousand_bad_logins_tell_nothing_and_keep_nobody_else_out(api: Api) -> None:
+    """A user that there is and one that there is not get the same; alice logs in elsewhere."""
+    kinds = {}
+    for name, source in (("alice", "6.6.6.6"), ("nobody", "6.6.6.7")):
+        transport = httpx.ASGITransport(app=api.app, client=(source, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answers = [
+                await client.post("/v1/auth/login", auth=httpx.BasicAuth(name, f"guess {number}"))
+                for number in range(500)
+            ]
+        kinds[name] = [(a.status_code, a.json()["error"]["code"]) for a in answers]
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[10:])
+    assert [401] * 10 + [429] * 490 == [status for status, _ in kinds["alice"]]
+    assert kinds["alice"] == kinds["nobody"]
+    login = await api.client.post("/v1/auth/login", auth=httpx.BasicAuth("alice", PASSWORD))
+    assert login.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("content", "status"),
     [

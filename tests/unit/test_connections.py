@@ -21,7 +21,9 @@ SHORT_S = 0.2
 async def slow_answer(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer after longer than headers may take."""
     await asyncio.sleep(2 * SHORT_S)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
     await send({"type": "http.response.body", "body": b"ok"})
 
 
@@ -39,7 +41,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     yield listener.sockets[0].getsockname()[1]
     listener.close()
     for connection in list(server.server_state.connections):
-        connection.transport.abort()  # type: ignore[union-attr]
+        connection.transport.abort()
 
 
 async def until_closed(port: int, begin: bytes, drip: bytes) -> bytes:

@@ -115,11 +115,14 @@ def test_a_long_text_is_cut_to_the_context_and_counted(
 def test_a_long_text_is_dead_lettered_where_the_job_says_so(
     write_corpus: Corpus, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:
-    """Not cut in silence."""
-    write_corpus({"a.parquet": ["w " * 20, "w"]})
+    """Not cut in silence, were it 5 MB long."""
+    write_corpus({"a.parquet": ["w " * 20, "w", "w " * 2_500_000]})
     job = make_job(on_long="error")
     report = run(job)
-    assert dead_letters(Path(job.output)) == [("a.parquet", 0, 1, "too_long")]
+    assert dead_letters(Path(job.output)) == [
+        ("a.parquet", 0, 1, "too_long"),
+        ("a.parquet", 2, 1, "too_long"),
+    ]
     assert report.rows_truncated == 0
 
 
