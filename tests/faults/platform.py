@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import yaml
 
 from omai_ray.settings import Settings, load_settings
-from tests.programs import free_port
 from tests.ray.conftest import Served
 from tests.ray.test_command import address, serving
 
@@ -53,9 +53,8 @@ class Platform:
     def is_ready(self) -> bool:
         """Whether every model answers a client that has just come."""
         try:
-            with self.served.client("") as client:
-                return client.get("/readyz").status_code == 200
-        except OSError:
+            return httpx.get(f"{self.served.url}/readyz", timeout=30).status_code == 200
+        except httpx.TransportError:
             return False
 
 
@@ -90,7 +89,6 @@ def write_settings(config: Path, state_dir: Path, models: tuple[Path, Path]) -> 
     chat, embedding = map(str, models)
     two = {"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}}
     values = {
-        "port": free_port(),
         "state_dir": str(state_dir),
         "log_file": str(state_dir / "omai.log"),
         "ingress": {"replicas": 2, "num_cpus": 0.1},
@@ -123,9 +121,9 @@ def running(root: Path, models: tuple[Path, Path]) -> Iterator[Platform]:
     state_dir.mkdir()
     config = root / "platform.yaml"
     settings = write_settings(config, state_dir, models)
-    arguments = ("--config", str(config), "--port", str(settings.port))
-    with serving(state_dir, None, *arguments, dashboard=True) as process:
+    with serving(state_dir, None, "--config", str(config), dashboard=True) as process:
         url = address(process)
+        settings = settings.model_copy(update={"port": int(url.rpartition(":")[2])})
         yield Platform(Served(url, settings), process.pid)
         process.terminate()
         process.wait(120)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import re
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.faults.platform import (
     eventually,
 )
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 MIB = 2**20
 IDLE_CLIENTS = SLOW_CLIENTS = 1000
 HELD_BYTES = 256 * MIB  # for a thousand streams, in the proxy and both ingress replicas together
@@ -44,7 +47,7 @@ def rss_bytes(pids: list[int]) -> int:
 @pytest.mark.fault(10)
 def test_what_is_above_capacity_is_told_to_come_back(platform: Platform) -> None:
     """60 at once where 20 fit: all of those are answered, no other waits without a word."""
-    _, key = platform.served.create_key()
+    _, key = platform.served.create_key("wide")
     body = {"model": NARROW, "messages": HELLO, "max_tokens": 1500, **ENDLESS}
     capacity = RUNNING + QUEUED[NARROW]
 
@@ -63,24 +66,20 @@ def test_what_is_above_capacity_is_told_to_come_back(platform: Platform) -> None
 @pytest.mark.fault(11)
 async def test_a_thousand_idle_streams_are_held_and_others_are_served(platform: Platform) -> None:
     """In bounded memory; all end when their clients leave."""
-    account, key = platform.served.create_key()
+    account, key = await asyncio.to_thread(platform.served.create_key, "wide")
     holders = platform.pids(PROXY) + platform.pids(INGRESS)
     before = rss_bytes(holders)
     body = {"model": PATIENT, "messages": HELLO, "max_tokens": 1900, "stream": True, **ENDLESS}
     request = http(platform, key, body)
-    streams = []
-    for _ in range(IDLE_CLIENTS):
-        reader, writer = await connect(platform)
-        writer.write(request)
-        streams.append((reader, writer))
-    heads = await asyncio.gather(*(reader.readline() for reader, _ in streams))
-    assert {b"HTTP/1.1 200 OK\r\n"} == set(heads)
-    assert rss_bytes(holders) - before < HELD_BYTES
-    url = platform.served.url
-    async with httpx.AsyncClient(base_url=url, timeout=1.0 * SLACK) as client:
-        assert (await client.get("/healthz")).status_code == 200
-    for _, writer in streams:
-        writer.transport.abort()
+    async with connections(platform, IDLE_CLIENTS) as streams:
+        for _, writer in streams:
+            writer.write(request)
+        heads = await asyncio.gather(*(reader.readline() for reader, _ in streams))
+        assert {b"HTTP/1.1 200 OK\r\n"} == set(heads)
+        assert rss_bytes(holders) - before < HELD_BYTES
+        url = platform.served.url
+        async with httpx.AsyncClient(base_url=url, timeout=1.0 * SLACK) as client:
+            assert (await client.get("/healthz")).status_code == 200
     await asyncio.to_thread(
         eventually, lambda: platform.served.requests_recorded(account) == IDLE_CLIENTS
     )
@@ -96,9 +95,21 @@ def http(platform: Platform, key: str, body: dict[str, Any]) -> bytes:
     return head.encode() + content
 
 
-async def connect(platform: Platform) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection to the API."""
-    return await asyncio.open_connection("127.0.0.1", platform.served.settings.port)
+@asynccontextmanager
+async def connections(platform: Platform, count: int) -> AsyncIterator[list[Connection]]:
+    """Open so many connections to the API; leave them all at the end."""
+    port = platform.served.settings.port
+    opened: list[Connection] = []
+    try:
+        for _ in range(count):
+            opened.append(await asyncio.open_connection("127.0.0.1", port))
+        yield opened
+    finally:
+        for _, writer in opened:
+            writer.transport.abort()
+        await asyncio.gather(
+            *(writer.wait_closed() for _, writer in opened), return_exceptions=True
+        )
 
 
 @pytest.mark.fault(13)
@@ -106,43 +117,44 @@ async def test_a_thousand_slow_clients_are_cut_off_and_others_are_served(
     platform: Platform,
 ) -> None:
     """Those whose headers never end: silent, or a byte a second."""
-    _, key = platform.served.create_key()
-    slow = await asyncio.gather(*(connect(platform) for _ in range(SLOW_CLIENTS)))
-    for _, writer in slow:
-        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-
-    async def drip() -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            for _, writer in slow[::2]:
-                with contextlib.suppress(ConnectionError):
-                    writer.write(b"a")
-
-    async def until_closed(reader: asyncio.StreamReader) -> bytes:
-        with contextlib.suppress(ConnectionError):
-            return await reader.read()
-        return b""
-
-    dripping = asyncio.create_task(drip())
+    _, key = await asyncio.to_thread(platform.served.create_key, "wide")
     embedding = {"model": EMBEDDING, "input": "Hello"}
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(
-        base_url=platform.served.url, headers=headers, timeout=30
-    ) as client:
+    async with (
+        connections(platform, SLOW_CLIENTS) as slow,
+        httpx.AsyncClient(base_url=platform.served.url, headers=headers, timeout=30) as client,
+    ):
+        for _, writer in slow:
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        dripping = asyncio.create_task(drip([writer for _, writer in slow[::2]]))
         answers = [await client.post("/v1/embeddings", json=embedding) for _ in range(20)]
-    assert {200} == {answer.status_code for answer in answers}
-    async with asyncio.timeout(15.0 * SLACK):
-        got = await asyncio.gather(*(until_closed(reader) for reader, _ in slow))
-    dripping.cancel()
+        assert {200} == {answer.status_code for answer in answers}
+        async with asyncio.timeout(15.0 * SLACK):
+            got = await asyncio.gather(*(until_closed(reader) for reader, _ in slow))
+        dripping.cancel()
     assert {b""} == set(got)
-    for _, writer in slow:
-        writer.close()
+
+
+async def drip(writers: list[asyncio.StreamWriter]) -> None:
+    """Send each connection a byte a second."""
+    while True:
+        await asyncio.sleep(1.0)
+        for writer in writers:
+            if not writer.is_closing():
+                writer.write(b"a")
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes before a connection's end."""
+    with contextlib.suppress(ConnectionError):
+        return await reader.read()
+    return b""
 
 
 @pytest.mark.fault(16, 17)
 def test_values_that_cannot_be_are_refused_and_no_process_dies(platform: Platform) -> None:
     """Huge numbers, lists without an end, tokens that there are not."""
-    _, key = platform.served.create_key()
+    _, key = platform.served.create_key("wide")
     before = platform.pids(r"^ray::ServeReplica")
     chats: list[dict[str, Any]] = [
         {"max_tokens": 10**9},

@@ -40,7 +40,7 @@ def written(platform: Platform) -> Iterator[Path]:
 def test_no_log_span_metric_or_file_of_rays_has_a_key_or_a_prompt(platform: Platform) -> None:
     """Answers, refusals, wrong keys and passwords, a batch, and a replica that dies meanwhile."""
     served = platform.served
-    _, key = served.create_key()
+    _, key = served.create_key("wide")
     _, wrong = keys.generate()
     paths = ("chat/completions", "completions", "responses", "embeddings", "rerank", CANARY)
     with served.client(key) as client:
