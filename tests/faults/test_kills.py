@@ -15,6 +15,7 @@ from tests.faults.platform import (
     CONTROLLER,
     ENDLESS,
     HELLO,
+    INGRESS,
     PROXY,
     SLACK,
     Platform,
@@ -54,6 +55,20 @@ def test_a_killed_chat_replica_costs_its_streams_only(platform: Platform) -> Non
         statuses = [client.post("/v1/chat/completions", json=short).status_code for _ in range(30)]
     assert [200] * 30 == statuses
     eventually(lambda: len(platform.pids(CHAT_REPLICA)) == 2)
+
+
+@pytest.mark.fault(3)
+def test_a_killed_ingress_replica_fails_hardly_any_request(platform: Platform) -> None:
+    """One of two, under load: at most one in a hundred, and another takes its place."""
+    _, key = platform.served.create_key("wide")
+    with Traffic(platform.served, key, *MIXED) as traffic:
+        answers_more(traffic, 30)
+        victim = platform.pids(INGRESS)[0]
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(set(platform.pids(INGRESS)) - {victim}) == 2)
+        answers_more(traffic, 400)
+    asked = traffic.answered.total() + len(traffic.failures)
+    assert len(traffic.failures) <= asked / 100
 
 
 @pytest.mark.fault(4)
