@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.platform import CONTROLLER, GCS, Platform, eventually, running
+from tests.faults.platform import GCS, Platform, eventually, running
 from tests.faults.test_kills import MIXED, answers_more
 from tests.faults.traffic import Traffic
 from tests.ray.test_command import embed
 
 
-def start_again(pid: int) -> subprocess.Popen[bytes]:
-    """Kill a process, and start it as it had been started."""
-    process = Path(f"/proc/{pid}")
-    command = (process / "cmdline").read_bytes().split(b"\0")[:-1]
-    pairs = (pair.partition(b"=") for pair in (process / "environ").read_bytes().split(b"\0"))
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Return a list of processes, which end after the platform has."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.terminate()
+        process.wait(60)
+
+
+def kill_and_start_again(platform: Platform) -> subprocess.Popen[bytes]:
+    """Kill the GCS; start it as it had been started, at the port where the others look for it."""
+    cluster = json.loads((platform.served.settings.state_dir / "cluster.json").read_text())
+    port = cluster["ray"].rpartition(":")[2]
+    (victim,) = platform.pids(GCS)
+    process = Path(f"/proc/{victim}")
+    command = (process / "cmdline").read_text().rstrip("\0").split("\0")
+    pairs = (pair.partition("=") for pair in (process / "environ").read_text().split("\0"))
     environment = {name: value for name, _, value in pairs if name}
-    directory = (process / "cwd").readlink()
-    os.kill(pid, signal.SIGKILL)
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=directory,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    port_at = command.index("--gcs_server_port=0")
+    command[port_at] = f"--gcs_server_port={port}"
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: victim not in platform.pids(GCS))
+    return subprocess.Popen(command, env=environment)
+
+
+def is_back(platform: Platform) -> bool:
+    """Whether the GCS takes connections."""
+    cluster = json.loads((platform.served.settings.state_dir / "cluster.json").read_text())
+    host, _, port = cluster["ray"].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.fault(6)
 @pytest.mark.timeout(600)
 def test_a_killed_gcs_goes_on_from_rocksdb_and_fails_no_request(
-    tiny_models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[subprocess.Popen[bytes]],
 ) -> None:
     """Requests are answered while it is away; afterwards the cluster runs new tasks."""
     monkeypatch.setenv("RAY_gcs_storage", "rocksdb")
@@ -44,21 +70,10 @@ def test_a_killed_gcs_goes_on_from_rocksdb_and_fails_no_request(
         _, key = platform.served.create_key("wide")
         with Traffic(platform.served, key, *MIXED) as traffic:
             answers_more(traffic, 30)
-            again = kill_gcs(platform, traffic)
-            try:
-                answers_more(traffic, 100)
-                state_dir = platform.served.settings.state_dir
-                assert ["hello", "world"] == embed(tmp_path, state_dir, tiny_models[1])
-            finally:
-                again.terminate()
-        again.wait(60)
+            started.append(kill_and_start_again(platform))
+            answers_more(traffic, 100)
+            eventually(lambda: is_back(platform))
+            state_dir = platform.served.settings.state_dir
+            assert ["hello", "world"] == embed(tmp_path, state_dir, tiny_models[1])
+            answers_more(traffic, 30)
     assert [] == traffic.failures
-
-
-def kill_gcs(platform: Platform, traffic: Traffic) -> subprocess.Popen[bytes]:
-    """Kill it, and have some requests answered without it; return what was started instead."""
-    (victim,) = platform.pids(GCS)
-    assert platform.pids(CONTROLLER)
-    again = start_again(victim)
-    eventually(lambda: victim not in platform.pids(GCS))
-    return again
