@@ -28,6 +28,7 @@ PROXY = r"^ray::ProxyActor"
 CHAT_REPLICA = rf"^ray::ServeReplica:omai:model-{CHAT}"
 GCS = r"/gcs_server "
 RUNNING, QUEUED = 4, {NARROW: 16, PATIENT: 2000}
+LONGEST_S = 3600.0
 SLACK = 5.0  # criteria's times are of an idle machine; here they bound what is waited for
 
 
@@ -115,13 +116,16 @@ def write_settings(config: Path, state_dir: Path, models: tuple[Path, Path]) -> 
 
 
 @contextmanager
-def running(root: Path, models: tuple[Path, Path]) -> Iterator[Platform]:
-    """Run a platform in a directory; it ends with the context."""
+def running(
+    root: Path, models: tuple[Path, Path], longest_s: float = LONGEST_S
+) -> Iterator[Platform]:
+    """Run a platform in a directory; it ends with the context, and is killed after longest_s."""
     state_dir = root / "state"
     state_dir.mkdir()
     config = root / "platform.yaml"
     settings = write_settings(config, state_dir, models)
-    with serving(state_dir, None, "--config", str(config), dashboard=True) as process:
+    arguments = ("--config", str(config))
+    with serving(state_dir, None, *arguments, dashboard=True, longest_s=longest_s) as process:
         url = address(process)
         settings = settings.model_copy(update={"port": int(url.rpartition(":")[2])})
         yield Platform(Served(url, settings), process.pid)

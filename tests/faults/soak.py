@@ -27,6 +27,7 @@ from tests.faults.platform import (
     EMBEDDING,
     INGRESS,
     LIMITER,
+    LONGEST_S,
     Platform,
     descendants,
     eventually,
@@ -66,7 +67,7 @@ def main(minutes: float) -> bool:
             save_chat_checkpoint(root / "chat", context=2048),
             save_embedding_checkpoint(root / "embedding"),
         )
-        with running(root, models) as platform:
+        with running(root, models, LONGEST_S + minutes * MINUTE_S) as platform:
             findings = list(soak(platform, minutes))
     for finding in findings:
         print("ok    " if finding.holds else "FAILED", finding.text)
