@@ -29,6 +29,7 @@ CHAT_REPLICA = rf"^ray::ServeReplica:omai:model-{CHAT}"
 GCS = r"/gcs_server "
 RUNNING, QUEUED = 4, {NARROW: 16, PATIENT: 2000}
 LONGEST_S = 3600.0
+PATIENCE_S = 900  # of a test that is the first, which waits until the platform has started
 SLACK = 5.0  # criteria's times are of an idle machine; here they bound what is waited for
 
 

@@ -22,6 +22,7 @@ from tests.faults.platform import (
     HELLO,
     INGRESS,
     NARROW,
+    PATIENCE_S,
     PATIENT,
     PROXY,
     QUEUED,
@@ -31,6 +32,8 @@ from tests.faults.platform import (
     descendants,
     eventually,
 )
+
+pytestmark = pytest.mark.timeout(PATIENCE_S)
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 MIB = 2**20

@@ -18,10 +18,13 @@ from tests.faults.platform import (
     CHAT_REPLICA,
     EMBEDDING,
     ENDLESS,
+    PATIENCE_S,
     Platform,
     eventually,
 )
 from tests.ray.test_command import told
+
+pytestmark = pytest.mark.timeout(PATIENCE_S)
 
 CANARY = "canaryw0rd"
 PROMPT = [{"role": "user", "content": f"{CANARY} {CANARY}"}]

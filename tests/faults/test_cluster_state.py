@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.platform import GCS, Platform, eventually, running
+from tests.faults.platform import GCS, PATIENCE_S, Platform, eventually, running
 from tests.faults.test_kills import MIXED, answers_more
 from tests.faults.traffic import Traffic
 from tests.ray.test_command import embed
@@ -56,7 +56,7 @@ def is_back(platform: Platform) -> bool:
 
 
 @pytest.mark.fault(6)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(PATIENCE_S)
 def test_a_killed_gcs_goes_on_from_rocksdb_and_fails_no_request(
     tiny_models: tuple[Path, Path],
     tmp_path: Path,

@@ -16,12 +16,15 @@ from tests.faults.platform import (
     ENDLESS,
     HELLO,
     INGRESS,
+    PATIENCE_S,
     PROXY,
     SLACK,
     Platform,
     eventually,
 )
 from tests.faults.traffic import Traffic
+
+pytestmark = pytest.mark.timeout(PATIENCE_S)
 
 MIXED = ("whole", "stream", "embed")
 
@@ -98,7 +101,6 @@ def test_a_killed_controller_fails_no_request(platform: Platform) -> None:
 
 
 @pytest.mark.fault(7)
-@pytest.mark.timeout(400)
 def test_a_stopped_replica_is_taken_out_and_others_serve(platform: Platform) -> None:
     """It answers no health check: another process takes its place."""
     _, key = platform.served.create_key("wide")
