@@ -27,6 +27,7 @@ from tests.ray.test_command import told
 pytestmark = pytest.mark.timeout(PATIENCE_S)
 
 CANARY = "canaryw0rd"
+IN_URL = "urlcan4ry"  # Serve's spans have the URL of a request as it came
 PROMPT = [{"role": "user", "content": f"{CANARY} {CANARY}"}]
 
 
@@ -45,7 +46,7 @@ def test_no_log_span_metric_or_file_of_rays_has_a_key_or_a_prompt(platform: Plat
     served = platform.served
     _, key = served.create_key("wide")
     _, wrong = keys.generate()
-    paths = ("chat/completions", "completions", "responses", "embeddings", "rerank", CANARY)
+    paths = ("chat/completions", "completions", "responses", "embeddings", "rerank", IN_URL)
     with served.client(key) as client:
         chat = {"model": CHAT, "messages": PROMPT, "max_tokens": 8}
         for body in (chat, chat | {"stream": True}, chat | {"n": 0}, chat | {CANARY: CANARY}):
@@ -55,7 +56,7 @@ def test_no_log_span_metric_or_file_of_rays_has_a_key_or_a_prompt(platform: Plat
         client.post("/v1/responses", json={"model": CHAT, "input": CANARY})
         for path in paths:
             client.post(f"/v1/{path}", content=CANARY.encode())
-            client.post(f"/v1/{path}?key={CANARY}", json={"model": CANARY, "input": CANARY})
+            client.post(f"/v1/{path}?key={IN_URL}", json={"model": CANARY, "input": CANARY})
         line = {"custom_id": CANARY, "method": "POST", "url": "/v1/chat/completions", "body": chat}
         files = {"file": (f"{CANARY}.jsonl", json.dumps(line).encode())}
         made = client.post("/v1/files", data={"purpose": "batch"}, files=files).json()
@@ -85,3 +86,5 @@ def test_no_log_span_metric_or_file_of_rays_has_a_key_or_a_prompt(platform: Plat
     assert any("traces" in name for name in found)
     assert any("/logs/" in name for name in found)
     assert [] == [name for name, text in found.items() if any(s.encode() in text for s in secrets)]
+    told_url = [name for name, text in found.items() if IN_URL.encode() in text]
+    assert all(Path(name).parent.name == "traces" for name in told_url)
