@@ -1,6 +1,7 @@
 # The commands that a user needs. Everything is installed into .venv; nothing else is touched.
 PYTHON ?= python3
 PORT ?= 8000
+MINUTES ?= 30
 VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
 TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,docs,dev
@@ -14,11 +15,13 @@ NODE_MODULES := clients/javascript/node_modules/.package-lock.json
 CONFIGURATION := cluster.yaml deployments/cluster-gcp.yaml \
 	$(wildcard deployments/config/*.yaml deployments/kubernetes/*.yaml)
 
-.PHONY: help install demo test lint docs types clients-setup sdk-versions bench-setup bench clean
+.PHONY: help install demo test faults soak lint docs types clients-setup sdk-versions bench-setup bench clean
 
 help:
 	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
 	@echo "make test                        install, then lint, types and all tests"
+	@echo "make faults                      inject every fault of docs/reliability.md (20 minutes)"
+	@echo "make soak [MINUTES=30]           traffic for so long, something killed each minute"
 	@echo "make install                     install into $(VENV) only"
 	@echo "make clients-setup               install the clients that tests/clients runs (npm, 0.8 GB)"
 	@echo "make sdk-versions                test the Python SDK with its oldest and newest openai"
@@ -44,6 +47,12 @@ demo: install
 test: lint types
 	$(VENV)/bin/python -m pytest
 	$(VENV)/bin/python -m pytest clients/python/tests
+
+faults: $(FOR_TESTS)
+	$(VENV)/bin/python -m pytest -m fault --fault-rows tests/unit tests/api tests/faults tests/ray
+
+soak: $(FOR_TESTS)
+	$(VENV)/bin/python -m tests.faults.soak $(MINUTES)
 
 lint: docs
 	$(VENV)/bin/ruff check .

@@ -49,12 +49,12 @@ _ROUTES = "/-/routes"  # Serve's own list of what runs
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve's proxy wraps itself in; have it parse HTTP by h11.
+    """Return what Serve's proxy wraps itself in; have it parse HTTP by h11, in bounded time.
 
     httptools, which uvicorn prefers, loses the body of a request that offers to go over to HTTP/2,
     as Java's clients do, and bounds no header.
     """
-    HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
+    HTTP_PROTOCOLS["auto"] = "deployments.connections:BoundedProtocol"
     behind_haproxy = os.environ.get(HAPROXY_VARIABLE) == "1"
     settings = edge_settings()
     limits = RequestLimits(settings.max_body_bytes, settings.max_upload_bytes)

@@ -25,7 +25,8 @@ from omai_ray.errors import (
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PEER_HEADER = "x-omai-peer"
 _MARK = "# closed by deployments.haproxy\n"
-_HEADERS_S = 30
+HEADERS_S = 10
+"""How long a client may take for a request's first line and headers."""
 _BUSY = Overloaded(
     "The server is not ready or has too many requests at once. Please try again later."
 )
@@ -62,7 +63,7 @@ def closed(text: str, errors: Path) -> str:
         *_RULES,
         (
             r"(\ndefaults\n\s+mode http\n)",
-            rf"\g<1>    timeout http-request {_HEADERS_S}s\n{_literal(files)}",
+            rf"\g<1>    timeout http-request {HEADERS_S}s\n{_literal(files)}",
         ),
         (
             r"http-request return status \d+ content-type \S+ string .* if routes\n",

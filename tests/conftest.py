@@ -1,4 +1,4 @@
-"""Databases of either kind, for tests that must hold on both."""
+"""Databases of either kind, for tests that must hold on both; what the faults' tests showed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,41 @@ import pytest
 
 from omai_ray.store import Store
 from tests.databases import Postgres, run_postgres
+from tests.fault_rows import outcome_of_rows
 from tests.redis_server import run_redis
+
+_ROWS_OF = pytest.StashKey[dict[str, tuple[int, ...]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that prints a line for each fault."""
+    parser.addoption("--fault-rows", action="store_true", help="tell what came of each fault")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note which rows of the table of faults each test shows."""
+    session.config.stash[_ROWS_OF] = {
+        item.nodeid: tuple(row for mark in item.iter_markers("fault") for row in mark.args)
+        for item in session.items
+    }
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what came of each fault, where that was asked for."""
+    if not config.getoption("--fault-rows"):
+        return
+    terminalreporter.section("faults")
+    rows_of = config.stash[_ROWS_OF]
+    outcomes = [
+        (row, outcome)
+        for outcome in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.stats.get(outcome, [])
+        for row in rows_of[report.nodeid]
+    ]
+    for line in outcome_of_rows(outcomes):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -217,6 +217,7 @@ async def test_a_key_of_an_administrator_administers(api: Api, root: httpx.Basic
         assert status == response.status_code
 
 
+@pytest.mark.fault(21)
 async def test_nobody_else_administers_and_each_try_is_kept(api: Api, call: Call) -> None:
     """403 for owners, members and keys, on every administrative path, and an audit entry."""
     await api.admin.users.create("ada", PASSWORD, tier="enterprise")

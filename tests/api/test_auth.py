@@ -165,6 +165,7 @@ async def test_a_login_from_another_site_is_refused(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("alice")
+@pytest.mark.fault(18)
 async def test_unknown_user_and_wrong_password_are_one_answer(api: Api) -> None:
     """Nobody learns who has an account."""
     answers = []
@@ -179,6 +180,7 @@ async def test_unknown_user_and_wrong_password_are_one_answer(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("alice")
+@pytest.mark.fault(18)
 async def test_many_wrong_passwords_are_slowed_down(api: Api) -> None:
     """429 with Retry-After, before a password is hashed."""
     statuses = []
@@ -189,6 +191,26 @@ async def test_many_wrong_passwords_are_slowed_down(api: Api) -> None:
     assert statuses == [401] * 10 + [429]
     assert int(response.headers["retry-after"]) >= 1
     check_error(response.json(), type="requests", code="rate_limit_exceeded", param=None)
+
+
+@pytest.mark.fault(18)
+@pytest.mark.usefixtures("alice")
+async def test_a_thousand_bad_logins_tell_nothing_and_keep_nobody_else_out(api: Api) -> None:
+    """A user that there is and one that there is not get the same; alice logs in elsewhere."""
+    kinds = {}
+    for name, source in (("alice", "6.6.6.6"), ("nobody", "6.6.6.7")):
+        transport = httpx.ASGITransport(app=api.app, client=(source, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answers = [
+                await client.post("/v1/auth/login", auth=httpx.BasicAuth(name, f"guess {number}"))
+                for number in range(500)
+            ]
+        kinds[name] = [(a.status_code, a.json()["error"]["code"]) for a in answers]
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[10:])
+    assert [401] * 10 + [429] * 490 == [status for status, _ in kinds["alice"]]
+    assert kinds["alice"] == kinds["nobody"]
+    login = await api.client.post("/v1/auth/login", auth=httpx.BasicAuth("alice", PASSWORD))
+    assert login.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -349,6 +371,7 @@ async def test_named_origins_may_write_by_cookie(api: Api) -> None:
     assert response.status_code == 200
 
 
+@pytest.mark.fault(8)
 async def test_a_locked_database_refuses_only_those_it_does_not_know(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

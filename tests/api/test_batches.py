@@ -221,6 +221,7 @@ async def test_a_field_that_cannot_be_is_refused_by_name(
     refused(answer, 400, param=param)
 
 
+@pytest.mark.fault(21)
 async def test_the_input_must_be_the_callers_own_and_for_a_batch(
     api: Api, owner: tuple[str, Headers]
 ) -> None:

@@ -211,6 +211,7 @@ async def test_a_malformed_host_or_query_fails_no_request(api: Api, path: str, s
         assert exchange.status == status
 
 
+@pytest.mark.fault(12)
 async def test_a_hundred_leaving_clients_leave_nothing_behind(api: Api) -> None:
     """All their streams end, and each has one record."""
     headers = await api.headers()

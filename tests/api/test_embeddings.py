@@ -149,6 +149,7 @@ async def test_dimensions_are_refused_where_the_model_has_one_size(
         ([[5], [7, 10**6]], "input[1]", "invalid_value"),
     ],
 )
+@pytest.mark.fault(17)
 async def test_an_input_that_cannot_be_is_refused_by_its_place(
     api: Api, given: Any, param: str, code: str
 ) -> None:

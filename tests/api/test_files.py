@@ -382,6 +382,7 @@ async def test_head_reads_no_content(
     assert (response.status_code, response.headers["content-length"]) == (200, "10")
 
 
+@pytest.mark.fault(22)
 async def test_a_downloads_name_is_never_more_than_a_name(api: Api, headers: Headers) -> None:
     """However the file is called: no other header, no path, and in UTF-8 what it was."""
     headers = {**headers, **FORM}
@@ -401,6 +402,7 @@ async def test_a_downloads_name_is_never_more_than_a_name(api: Api, headers: Hea
 @pytest.mark.parametrize(
     "name", [MISSING, "others", "..%2f..%2fetc%2fpasswd", "file-%00", "file-" + "a" * 400]
 )
+@pytest.mark.fault(21, 22)
 async def test_what_is_not_ones_own_is_not_there(
     api: Api, headers: Headers, stored: Left, name: str
 ) -> None:

@@ -50,6 +50,7 @@ async def test_a_safe_request_id_of_the_client_is_echoed(api: Api, given: str) -
 @pytest.mark.parametrize(
     "given", [b"x" * 4096, b"x" * 65, b"a\nb", b"a b", b'"', b"\xff", b"", b"a\n"]
 )
+@pytest.mark.fault(30)
 async def test_an_unsafe_request_id_is_replaced(api: Api, given: bytes) -> None:
     """Over-long, with a newline or another character: neither echoed nor in an error's body."""
     exchange = Exchange(api.app, "/v1/nothing", await api.headers())

@@ -49,6 +49,7 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.fault(20)
 async def test_no_log_has_a_prompt_a_key_a_password_or_an_exceptions_text(
     api: Api, log: Path
 ) -> None:
@@ -104,6 +105,7 @@ async def test_no_log_has_a_prompt_a_key_a_password_or_an_exceptions_text(
         assert (parsed.secret if parsed else secret) not in text
 
 
+@pytest.mark.fault(20)
 async def test_administration_logs_no_secret(
     api: Api, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ async def test_administration_logs_no_secret(
     assert not any(value.split("_")[1] in text for value in made)
 
 
+@pytest.mark.fault(30)
 async def test_the_access_log_is_one_object_a_line_with_the_requests_facts(
     api: Api, log: Path
 ) -> None:

@@ -82,6 +82,7 @@ def wrong_type(name: str, expected: str, got: str) -> tuple[str, str]:
         ("model", 5, wrong_type("model", "a string", "an integer")),
     ],
 )
+@pytest.mark.fault(16)
 async def test_a_value_out_of_range_or_type_is_refused_in_openais_words(
     api: Api, name: str, given: Any, refusal: tuple[str, str]
 ) -> None:
@@ -211,6 +212,7 @@ async def test_a_value_out_of_range_or_type_is_refused_in_openais_words(
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type", "a string"),
     ],
 )
+@pytest.mark.fault(16)
 async def test_a_field_that_cannot_be_served_is_refused_by_name(
     api: Api, fields: dict[str, Any], param: str | None, code: str, words: str
 ) -> None:
@@ -253,6 +255,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+@pytest.mark.fault(15, 16)
 async def test_a_body_that_is_no_such_request_is_a_400(api: Api, name: str, path: str) -> None:
     """The envelope, and never a 500 or a 422."""
     response = await api.client.post(

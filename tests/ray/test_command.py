@@ -30,8 +30,9 @@ def serving(
     models: tuple[Path, Path] | None,
     *arguments: str,
     dashboard: bool = False,
+    longest_s: float = START_S,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a server on a free port; kill it at the end where it still runs.
+    """Start a server on a free port; kill it at the end, or after longest_s, where it still runs.
 
     models: of what the built-in ones are made instead; arguments: further ones.
     """
@@ -52,7 +53,7 @@ def serving(
             stderr=stderr,
             text=True,
         )
-    watchdog = threading.Timer(START_S, process.kill)
+    watchdog = threading.Timer(longest_s, process.kill)
     watchdog.start()
     try:
         yield process

@@ -40,6 +40,7 @@ def endless() -> Iterator[bytes]:
         yield b" " * 64 * 1024
 
 
+@pytest.mark.fault(14)
 def test_a_body_of_50_mb_is_refused_unread(served: Served) -> None:
     """By its declared length: 413 in the envelope, and hardly any memory."""
     _, key = served.create_key()
@@ -54,6 +55,7 @@ def test_a_body_of_50_mb_is_refused_unread(served: Served) -> None:
     assert rss_bytes() - before < RSS_LIMIT
 
 
+@pytest.mark.fault(14)
 def test_a_body_without_a_length_is_refused_at_the_limit(served: Served) -> None:
     """An unbounded chunked body is cut off; its connection ends."""
     _, key = served.create_key()
@@ -131,6 +133,7 @@ def test_headers_that_steer_serve_steer_nothing(served: Served) -> None:
 
 
 @pytest.mark.parametrize("given", ["x" * 4096, "a b", "<script>", "a;b"])
+@pytest.mark.fault(30)
 def test_an_unsafe_request_id_is_replaced_once(served: Served, given: str) -> None:
     """One id in the answer, another than was sent; the log stays one object a line."""
     response = httpx.get(served.url + "/v1/models", headers={"x-request-id": given})

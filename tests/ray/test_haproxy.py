@@ -83,6 +83,7 @@ def test_an_upload_comes_through_paced(behind_haproxy: tuple[httpx.Client, Path]
     assert client.get(f"/v1/files/{made['id']}/content").content == content
 
 
+@pytest.mark.fault(25)
 def test_only_loopback_is_listened_on(behind_haproxy: tuple[httpx.Client, Path]) -> None:
     """By HAProxy: statistics, metrics, and the API where it is told so."""
     listening = Path("/proc/net/tcp").read_text().splitlines()[1:]

@@ -72,6 +72,7 @@ def test_a_tier_holds_across_ingress_replicas(served: Served) -> None:
     assert int(refused.headers["retry-after"]) >= 1
 
 
+@pytest.mark.fault(2)
 def test_the_limiters_death_ends_no_service_and_makes_no_quota(served: Served) -> None:
     """Killed again and again under load: no failure, and hardly more than the tier admits."""
     account_id, key = served.create_key("basic")

@@ -9,6 +9,7 @@ import threading
 import time
 
 import httpx
+import pytest
 from ray._private import state
 
 from omai_ray.identity.registry import Registry
@@ -33,6 +34,7 @@ def totals(served: Served, account_id: str) -> UsageTotals:
     return served.with_registry(read)
 
 
+@pytest.mark.fault(1)
 def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> None:
     """No [DONE]; the tokens that the client got are in the ledger, the next requests answered."""
     account_id, key = served.create_key("pro")
@@ -57,10 +59,11 @@ def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> 
     assert tokens == totals(served, account_id).completion_tokens
     with served.client(key) as client:
         answers = [client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4})
-                   for _ in range(5)]  # fmt: skip
+                   for _ in range(30)]  # fmt: skip
     assert {200} == {answer.status_code for answer in answers}
 
 
+@pytest.mark.fault(3)
 def test_a_killed_ingress_replica_loses_no_record(served: Served) -> None:
     """Every answer that a client has is in the ledger, to the token; the other replica goes on."""
     account_id, key = served.create_key("enterprise")
@@ -101,6 +104,7 @@ def test_a_killed_ingress_replica_loses_no_record(served: Served) -> None:
     eventually(lambda: len(pids("ingress")) == 2)
 
 
+@pytest.mark.fault(12)
 def test_clients_that_vanish_leave_nothing_behind(served: Served) -> None:
     """Each stream is cancelled and recorded once; those who come next are answered."""
     account_id, key = served.create_key("enterprise")

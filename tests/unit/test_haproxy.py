@@ -77,7 +77,7 @@ def test_callers_are_named_and_serves_routes_are_not_shown(written: str) -> None
     assert "http-request set-header x-omai-peer %[src]:%[src_port]" in text
     (routes,) = re.findall(r"http-request return .* if routes", text)
     assert '"code": "unknown_url"' in routes
-    assert "timeout http-request 30s" in text
+    assert "timeout http-request 10s" in text
     assert "/500.http" not in text
     assert "text/plain lf-string" not in text
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from deployments.metrics import sample_chat, sample_ingress
 from omai_ray.engines.chat.protocol import EngineStats
 from omai_ray.quota.coalescing import CoalescingLimiter, ShardedLimiter
@@ -46,6 +48,7 @@ class Away:
         """Free nothing."""
 
 
+@pytest.mark.fault(2)
 async def test_decisions_without_the_limiter_are_counted_as_such() -> None:
     """From zero on, so that the first one is an increase."""
     limiter = ShardedLimiter([CoalescingLimiter(Away())])

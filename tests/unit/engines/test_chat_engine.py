@@ -309,6 +309,7 @@ def test_an_architecture_that_cannot_be_served_is_refused_at_load(
         engine.start()
 
 
+@pytest.mark.fault(24)
 def test_pickled_weights_are_refused_at_load(checkpoint: Path, tmp_path: Path) -> None:
     """A directory without safetensors is refused, with what was found and what to do."""
     for path in checkpoint.iterdir():

@@ -164,6 +164,7 @@ def test_an_adapter_that_does_more_is_refused(
     _refused(checkpoint, save_adapter(tmp_path / "a", checkpoint, ATTENTION, 1, **config), message)
 
 
+@pytest.mark.fault(24)
 def test_pickled_adapters_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     """They can run code."""
     adapter = save_adapter(tmp_path / "a", checkpoint, ATTENTION, 1)

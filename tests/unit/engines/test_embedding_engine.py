@@ -444,6 +444,7 @@ def test_modules_that_are_no_list_of_modules_are_refused(tmp_path: Path, text: s
         read_head(tmp_path, 32)
 
 
+@pytest.mark.fault(24)
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     """They can run code; the error says what was found."""
     save_embedding_checkpoint(tmp_path)
@@ -452,6 +453,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         EmbeddingEngine(spec(tmp_path))
 
 
+@pytest.mark.fault(24)
 def test_code_of_the_checkpoints_own_is_refused(tmp_path: Path) -> None:
     """auto_map is never followed."""
     save_embedding_checkpoint(tmp_path)

@@ -322,6 +322,7 @@ def test_an_activation_that_is_none_is_refused(tmp_path: Path, given: str) -> No
         exact(tmp_path)
 
 
+@pytest.mark.fault(24)
 def test_pickled_weights_and_code_of_its_own_are_refused(tmp_path: Path) -> None:
     """As of every checkpoint."""
     save_rerank_checkpoint(tmp_path)

@@ -20,12 +20,14 @@ from omai_ray.files.names import file_id, file_name, is_file_id
         ("x" * 255, "x" * 255),
     ],
 )
+@pytest.mark.fault(22)
 def test_a_filename_is_one_line_without_a_path(given: str, expected: str) -> None:
     """It is what its owner calls the file; it names nothing in storage."""
     assert expected == file_name(given)
 
 
 @pytest.mark.parametrize("given", ["", "..", "a/..", "\0", "x" * 256])
+@pytest.mark.fault(22)
 def test_a_filename_of_which_nothing_is_left_or_too_much_is_refused(given: str) -> None:
     """The field is named."""
     with pytest.raises(InvalidRequest, match="Invalid 'file': its filename"):
@@ -41,6 +43,7 @@ def test_ids_sort_as_their_files_were_made() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "file-", "file-" + "g" * 31, "file-" + "0" * 30, "../x"])
+@pytest.mark.fault(22)
 def test_what_is_no_id_is_never_looked_for(text: str) -> None:
     """Neither in SQL nor in storage."""
     assert not is_file_id(text)

@@ -335,6 +335,7 @@ async def test_a_changed_password_counts_although_the_old_one_is_remembered(
     assert await authenticator.authenticate([basic("ada", "battery staple")], HERE)
 
 
+@pytest.mark.fault(18)
 async def test_guessing_is_refused_before_hashing_and_only_where_it_comes_from(
     authenticator: Authenticator, key: str, hashed: list[bool]
 ) -> None:
@@ -651,6 +652,7 @@ async def test_a_key_whose_pepper_is_gone_is_incorrect(
     await other.close()
 
 
+@pytest.mark.fault(9)
 async def test_a_silent_database_is_answered_for_within_a_quarter_of_a_second(
     registry: Registry, key: str, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

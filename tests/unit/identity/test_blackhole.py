@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -16,51 +15,16 @@ from omai_ray.identity.keys import generate
 from omai_ray.identity.registry import Registry
 from omai_ray.store import Store
 from tests.databases import Postgres
+from tests.wire import Wire, wire_to
 
 HERE = "1.2.3.4"
-
-
-class Wire:
-    """Passes bytes on to a server, until it is told to swallow them."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pass(source, sink))
-            self._tasks.add(task)
-
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                await self.open.wait()
-                sink.write(data)
-                await sink.drain()
-        sink.close()
-
-    async def cut(self) -> None:
-        """End every connection."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @pytest.fixture
 async def wire(postgres: Postgres) -> AsyncIterator[tuple[Wire, str]]:
     """Give a wire to the server, and the URL of a new database at its other end."""
-    async with postgres.database() as url:
-        wire = Wire(postgres.port)
-        server = await asyncio.start_server(wire, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        yield wire, make_url(url).set(port=port).render_as_string()
-        server.close()
-        await wire.cut()
-        await server.wait_closed()
+    async with postgres.database() as url, wire_to(postgres.port) as (line, port):
+        yield line, make_url(url).set(port=port).render_as_string()
 
 
 def bearer(token: str) -> tuple[bytes, bytes]:
@@ -68,6 +32,7 @@ def bearer(token: str) -> tuple[bytes, bytes]:
     return b"authorization", f"Bearer {token}".encode()
 
 
+@pytest.mark.fault(9)
 async def test_a_server_that_swallows_packets_is_answered_for(
     wire: tuple[Wire, str], registry: Registry, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ async def test_the_eleventh_failure_in_a_minute_is_refused(clock: Any) -> None:
     await throttle.begin("1.2.3.4", "ada")
 
 
+@pytest.mark.fault(18)
 async def test_a_thousand_bad_logins_from_one_source_keep_nobody_else_out(clock: Any) -> None:
     """Refused attempts do not count against the user."""
     throttle = LoginThrottle(clock)

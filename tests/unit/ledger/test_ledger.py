@@ -110,6 +110,7 @@ async def test_groups_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert (4, 35) == (gated.commits, await rows(store))
 
 
+@pytest.mark.fault(8)
 async def test_a_locked_database_delays_records_and_loses_none(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

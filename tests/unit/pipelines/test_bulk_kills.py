@@ -66,6 +66,7 @@ def source(write_corpus: Callable[..., Path]) -> Path:
     return write_corpus({"a.parquet": texts[:42], "d=1/b.parquet": texts[42:]})
 
 
+@pytest.mark.fault(26)
 def test_a_job_killed_at_30_60_and_90_percent_leaves_the_files_of_one_that_was_not(
     source: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def may_mount() -> bool:
 
 
 @pytest.mark.skipif(not may_mount(), reason="unshare (util-linux) may not make namespaces here")
+@pytest.mark.fault(28)
 def test_a_full_disk_ends_the_job_in_a_line_leaves_whole_files_and_the_job_resumes(
     source: Path, tmp_path: Path
 ) -> None:

@@ -325,6 +325,7 @@ def test_an_output_among_the_input_is_refused(at: Callable[..., str]) -> None:
     check_apart(at("in"), "in/out")
 
 
+@pytest.mark.fault(29)
 def test_of_two_runners_in_one_store_the_second_is_refused_naming_the_first(
     at: Callable[..., str], s3: S3Server
 ) -> None:

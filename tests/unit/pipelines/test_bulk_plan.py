@@ -110,6 +110,7 @@ def test_an_input_where_nothing_is_parquet_is_refused(tmp_path: Path) -> None:
         ("id", None, r"column 'id' is int64, not text; text columns: text"),
     ],
 )
+@pytest.mark.fault(27)
 def test_a_column_that_cannot_be_used_is_named_with_its_file_and_the_others(
     write_corpus: Corpus, column: str, columns: list[str] | None, message: str
 ) -> None:

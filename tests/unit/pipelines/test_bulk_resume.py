@@ -274,6 +274,7 @@ def test_an_output_that_is_a_file_or_cannot_be_made_is_refused(
             run(make_job(output=output))
 
 
+@pytest.mark.fault(29)
 def test_a_second_runner_is_refused_naming_the_first(tmp_path: Path) -> None:
     """Two runners would sweep each other's files."""
     refused = pytest.raises(OutputInUse, match=f"process {os.getpid()} on")

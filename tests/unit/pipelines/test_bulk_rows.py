@@ -40,6 +40,7 @@ def test_bisecting_fails_the_items_at_fault_and_no_other(bad: list[bool]) -> Non
     assert got == [None if fails else item for item, fails in enumerate(bad)]
 
 
+@pytest.mark.fault(27)
 def test_good_rows_are_written_in_order_and_bad_ones_dead_lettered_with_reason_and_row(
     write_corpus: Corpus, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:
@@ -60,6 +61,7 @@ def test_good_rows_are_written_in_order_and_bad_ones_dead_lettered_with_reason_a
     assert report.dead_reasons == {"empty": 2, "engine_failed": 1, "not_finite": 1, "null": 1}
 
 
+@pytest.mark.fault(27)
 def test_text_that_is_not_utf8_is_dead_lettered(
     tmp_path: Path, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:
@@ -109,17 +111,22 @@ def test_a_long_text_is_cut_to_the_context_and_counted(
     assert (report.rows_truncated, report.rows_written, report.tokens) == (1, 2, 11)
 
 
+@pytest.mark.fault(27)
 def test_a_long_text_is_dead_lettered_where_the_job_says_so(
     write_corpus: Corpus, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:
-    """Not cut in silence."""
-    write_corpus({"a.parquet": ["w " * 20, "w"]})
+    """Not cut in silence, were it 5 MB long."""
+    write_corpus({"a.parquet": ["w " * 20, "w", "w " * 2_500_000]})
     job = make_job(on_long="error")
     report = run(job)
-    assert dead_letters(Path(job.output)) == [("a.parquet", 0, 1, "too_long")]
+    assert dead_letters(Path(job.output)) == [
+        ("a.parquet", 0, 1, "too_long"),
+        ("a.parquet", 2, 1, "too_long"),
+    ]
     assert report.rows_truncated == 0
 
 
+@pytest.mark.fault(27)
 def test_a_corrupt_page_costs_its_row_group_and_no_other(
     write_corpus: Corpus, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:
@@ -139,6 +146,7 @@ def test_a_corrupt_page_costs_its_row_group_and_no_other(
     assert (report.rows_read, report.rows_written, report.rows_dead) == (30, 20, 10)
 
 
+@pytest.mark.fault(27)
 def test_a_corrupt_footer_is_a_dead_letter_and_counts_as_a_file(
     write_corpus: Corpus, make_job: Job, run: Run, dead_letters: Dead
 ) -> None:

@@ -1,0 +1,59 @@
+"""Whether the time that a check of a key takes tells how much of the key was right."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import replace
+
+import pytest
+
+from omai_ray.identity.keys import ParsedKey, generate, matches
+from tests.unit.identity.test_keys import PEPPERS, row_of
+
+SAMPLES = 5000
+LEAST_P = 0.01
+ATTEMPTS = 3
+"""Equal times are told apart once in a hundred attempts by chance; three in a row are no chance."""
+
+
+def with_wrong(parsed: ParsedKey, index: int) -> ParsedKey:
+    """Return the key with another character of its secret at a place."""
+    secret = list(parsed.secret)
+    secret[index] = "a" if secret[index] != "a" else "b"
+    return replace(parsed, secret="".join(secret))
+
+
+def welch_p(one: list[int], two: list[int]) -> float:
+    """Return the two-sided p of Welch's test, by the normal distribution: samples are many."""
+    variance = statistics.variance(one) / len(one) + statistics.variance(two) / len(two)
+    t = (statistics.fmean(one) - statistics.fmean(two)) / math.sqrt(variance)
+    return math.erfc(abs(t) / math.sqrt(2))
+
+
+def measured() -> float:
+    """Return the p of the times with the first and with the last character wrong, in turns."""
+    parsed, _ = generate()
+    row = row_of(parsed)
+    keys = [with_wrong(parsed, index) for index in (0, len(parsed.secret) - 1)]
+    times: list[list[int]] = [[], []]
+    for number in range(2 * (SAMPLES + 500)):
+        which = (number + number // 2) % 2  # each follows either
+        begun_ns = time.perf_counter_ns()
+        assert not matches(keys[which], row, PEPPERS)
+        times[which].append(time.perf_counter_ns() - begun_ns)
+    # The first are of a cold cache; the slowest are of other processes' turns.
+    warm = [sorted(sample[500:])[: SAMPLES * 95 // 100] for sample in times]
+    return welch_p(*warm)
+
+
+@pytest.mark.fault(19)
+def test_the_time_of_a_check_does_not_tell_which_character_was_wrong() -> None:
+    """The first or the last: Welch's test does not tell them apart."""
+    assert max(measured() for _ in range(ATTEMPTS)) > LEAST_P
+
+
+def test_a_comparison_that_ends_at_the_first_difference_would_be_found() -> None:
+    """The test of the test: what is known to differ has a small p."""
+    assert welch_p([100, 101, 102] * 1000, [101, 102, 103] * 1000) < LEAST_P
