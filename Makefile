@@ -7,6 +7,9 @@ VENV := .venv
 TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,docs,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
 
+# Two processes share the tests: while one waits for servers to start, the other computes.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
 # Other people's clients, and the JavaScript SDK's tools: without them their tests are skipped.
 FRAMEWORKS := .venv-clients/.installed
 NODE_MODULES := clients/javascript/node_modules/.package-lock.json
@@ -45,7 +48,7 @@ demo: install
 	@$(VENV)/bin/python examples/demo.py --port $(PORT) $(if $(EXIT),--exit)
 
 test: lint types
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 	$(VENV)/bin/python -m pytest clients/python/tests
 
 faults: $(FOR_TESTS)

@@ -20,10 +20,10 @@ from deployments.haproxy import PEER_HEADER
 from omai_ray.api.context import API_VERSION, safe_request_id
 from omai_ray.api.failures import render_error, unknown_url
 from omai_ray.api.pacing import HEADER as PACED
-from omai_ray.api.pacing import TAKEN
+from omai_ray.api.pacing import SILENCE_S, TAKEN
 from omai_ray.api.request_limits import RequestLimits, is_upload
 from omai_ray.api.sse import frame
-from omai_ray.errors import OMAiError, Overloaded, ServerError
+from omai_ray.errors import InvalidRequest, OMAiError, Overloaded, ServerError
 from omai_ray.settings import edge_settings
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ _CONTROL_PREFIX = b"x-serve-"
 _PEER = PEER_HEADER.encode()
 AHEAD_BYTES = 1024 * 1024
 """How much of an upload may be read before the application has taken it."""
+DROPPED_BYTES = 16 * 1024 * 1024
+"""Up to what length a body that is refused is read to its end all the same."""
 _ROUTES = "/-/routes"  # Serve's own list of what runs
 
 
@@ -137,20 +139,28 @@ class _Exchange:
         self._ahead = 0
         self._room = asyncio.Event()
         self._room.set()
+        self._whole = False
         self._begun = False
         self._streams = False
         self._ended = False
         self._refused: OMAiError | None = None
 
     async def receive(self) -> Message:
-        """Return the next of the request; one whose body is too long ends as if its client left.
+        """Return the next of the request; one that is refused ends as if its client left.
 
-        An upload is read once there is room for more of it.
+        That is one whose body is too long, or stands still. An upload is read once there is room
+        for more of it.
         """
-        await self._room.wait()
-        if self._refused is not None:
+        try:
+            async with asyncio.timeout(None if self._whole or self._begun else SILENCE_S):
+                await self._room.wait()
+                if self._refused is not None:
+                    return {"type": "http.disconnect"}
+                message = await self._receive()
+        except TimeoutError:
+            await self.refuse(self._stands_still())
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        self._whole = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self._received += size
         if is_upload(self._scope):
@@ -189,7 +199,7 @@ class _Exchange:
         response = render_error(error)
         response.headers["x-request-id"] = self._request_id
         response.headers["openai-version"] = API_VERSION
-        if error.status in (413, 431):
+        if error.status in (413, 431) and not self._ends_soon():
             response.headers["connection"] = "close"  # the rest of the request is not read
         await response(self._scope, self._receive, self._send)
 
@@ -208,6 +218,27 @@ class _Exchange:
         elif self._streams and not self._ended:  # an ingress replica died in the middle of it
             event = frame(_lost(self._request_id).envelope())
             await self._send({"type": "http.response.body", "body": event})
+
+    def _ends_soon(self) -> bool:
+        """Whether the rest of a body that is too long is so short that it is read, and dropped.
+
+        Closing in the middle of it may lose the answer, and the client's next request.
+        """
+        length = dict(self._scope["headers"]).get(b"content-length", b"")
+        return length.isdigit() and int(length[:20]) <= DROPPED_BYTES
+
+    def _stands_still(self) -> OMAiError:
+        _log.error(
+            "request %s stands still: %d bytes of its body were read, %d of them not taken",
+            *(self._request_id, self._received, self._ahead),
+        )
+        if not self._room.is_set():
+            return Overloaded("The server could not store the upload in time. Please try again.")
+        return InvalidRequest(
+            f"{self._received} bytes of the request's body came, and nothing more for "
+            f"{SILENCE_S:g} s.",
+            code="request_timeout",
+        )
 
     def _of_proxy(self, status: int, headers: MutableHeaders) -> OMAiError:
         if status == 404:

@@ -45,7 +45,9 @@ _RULES = (
     (r"(stats socket \S+ mode )666", r"\g<1>600"),
     (
         r"(frontend http_frontend\n\s+bind \S+\n)",
-        rf"\g<1>    http-request set-header {PEER_HEADER} %[src]:%[src_port]\n",
+        rf"\g<1>    http-request set-header {PEER_HEADER} %[src]:%[src_port]\n"
+        # After these the edge may close; or a client's next request would be lost.
+        "    http-response set-header connection close if { status 413 431 }\n",
     ),
 )
 

@@ -1,10 +1,11 @@
-"""Databases of either kind, for tests that must hold on both; what the faults' tests showed."""
+"""How several processes share the tests, databases of either kind, what the faults' tests showed."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,37 @@ from omai_ray.store import Store
 from tests.databases import Postgres, run_postgres
 from tests.fault_rows import outcome_of_rows
 from tests.redis_server import run_redis
+
+# Of tests/ray, those that start a Ray of their own, or none. The rest share one.
+_OWN_RAY = ("backends", "command", "haproxy", "monitoring", "multi_node", "reload", "retries")
+_SHARED_RAY = "tests/ray"
+
+
+def _scope(nodeid: str) -> str:
+    """Return what the tests are called that one process must run: a file, or all of one Ray."""
+    file = nodeid.partition("::")[0]
+    shared = file.startswith(f"{_SHARED_RAY}/")
+    shared = shared and file not in {f"{_SHARED_RAY}/test_{name}.py" for name in _OWN_RAY}
+    return _SHARED_RAY if shared else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each of several processes whole scopes to run; pytest 9.2 ignores xdist's groups."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, begin with those that take longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _scope(item.nodeid) != _SHARED_RAY)
+
 
 _ROWS_OF = pytest.StashKey[dict[str, tuple[int, ...]]]()
 

@@ -10,9 +10,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from omai_ray.api.pacing import SILENCE_S
 from omai_ray.errors import InvalidRequest, UnsupportedMediaType
 
-SILENCE_S = 60.0
 UPLOAD_S = 6 * 3600.0
 """How long a form may take in all: far less than content without a row is left alone."""
 _PLAIN = (b"", b"7bit", b"8bit", b"binary")

@@ -13,6 +13,8 @@ HEADER = b"x-omai-paced"
 """By it the edge asks to be told."""
 TAKEN = "omai.request.taken"
 TOLD_BYTES = 256 * 1024
+SILENCE_S = 45.0
+"""How long a body may stand still: longer than storage takes (30 s), shorter than clients wait."""
 
 
 class PacingMiddleware:

@@ -103,6 +103,7 @@ async def test_a_location_gives_the_job_a_directory_of_its_own(
 
 
 @pytest.mark.parametrize("field", ["input", "output"])
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "place",
     [

@@ -7,12 +7,15 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import httpx
 import pytest
+from ray.serve._private.constants import SERVE_PROXY_NAME
 
 from tests.ray.conftest import INGRESS, Served
+from tests.ray.test_serve_faults import pids
 
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 MIB = 2**20
@@ -21,16 +24,12 @@ RSS_LIMIT = 32 * MIB
 
 def rss_bytes() -> int:
     """Return the memory of Serve's proxy and ingress replicas."""
+    processes = pids(SERVE_PROXY_NAME), pids("#ingress#")
+    assert all(processes)
     total = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "cmdline").read_text()
-            if "ray::" in name and ("Proxy" in name or ":ingress" in name):
-                status = (process / "status").read_text()
-                total += int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
-        except OSError:  # it has ended
-            continue
-    assert total > 0
+    for process in chain(*processes):
+        status = Path(f"/proc/{process}/status").read_text()
+        total += int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
     return total
 
 

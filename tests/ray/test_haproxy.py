@@ -78,7 +78,9 @@ def test_an_upload_comes_through_paced(behind_haproxy: tuple[httpx.Client, Path]
     client, _ = behind_haproxy
     content = bytes(range(256)) * (3 * AHEAD_BYTES // 256)
     form, parts = {"purpose": "user_data"}, {"file": ("a", content)}
-    made = client.post("/v1/files", data=form, files=parts).json()
+    answer = client.post("/v1/files", data=form, files=parts)
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
     assert made["bytes"] == len(content)
     assert client.get(f"/v1/files/{made['id']}/content").content == content
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
 import threading
@@ -63,16 +65,20 @@ def write(config: Path, models: tuple[Path, Path], *embedding_models: str, **mor
     config.write_text(yaml.safe_dump(values))
 
 
-def replica_processes(model: str) -> set[int]:
-    """Return the processes of a model's replicas on this machine."""
+def replica_processes(state: Path, model: str) -> set[int]:
+    """Return the processes of a model's replicas that the Ray of a server has started."""
+    ray_address = json.loads((state / "cluster.json").read_text())["ray"]
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             line = (process / "cmdline").read_text()
-        except OSError:
+            if not line.startswith("ray::") or f"model-{model}" not in line:
+                continue
+            parent = re.findall(r"PPid:\s+(\d+)", (process / "status").read_text())[0]
+            if ray_address in Path("/proc", parent, "cmdline").read_text():
+                found.add(int(process.name))
+        except OSError:  # it has ended
             continue
-        if line.startswith("ray::") and f"model-{model}" in line:
-            found.add(int(process.name))
     return found
 
 
@@ -89,10 +95,9 @@ def test_models_come_and_go_while_another_answers(
     """The model that stays keeps its process; what cannot be changed so is refused by name."""
     config, state = tmp_path / "platform.yaml", tmp_path / "state"
     write(config, tiny_models, "one")
-    others = replica_processes("omai-gpt-4")
     with serving(state, None, "--config", str(config)) as process:
         url, key = address(process), create_key(state)
-        before = replica_processes("omai-gpt-4") - others
+        before = replica_processes(state, "omai-gpt-4")
         assert before
         with Load(url, key) as load, httpx.Client(base_url=url, timeout=120) as client:
             client.headers["Authorization"] = f"Bearer {key}"
@@ -117,4 +122,4 @@ def test_models_come_and_go_while_another_answers(
             assert status("two") == 200
         assert load.failures == []
         assert load.answered > 0
-        assert before == replica_processes("omai-gpt-4") - others
+        assert before == replica_processes(state, "omai-gpt-4")

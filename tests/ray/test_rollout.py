@@ -106,7 +106,7 @@ def test_a_changed_model_is_rolled_out_without_a_failed_request(served: Served) 
     _, key = served.create_key()
     with application(served) as deploy, Load(served, key) as load:
         eventually(lambda: load.answered > 3)
-        old = pids(f"model-{MODEL}"), pids("ingress")
+        old = pids(f"#model-{MODEL}#"), pids("#ingress#")
         with (
             served.client(key) as client,
             client.stream(
@@ -119,7 +119,7 @@ def test_a_changed_model_is_rolled_out_without_a_failed_request(served: Served) 
             next(lines)
             deploy(max_running_requests=16)
             events = [line for line in lines if line.startswith("data: ")]
-        eventually(lambda: not set(old[0]) & set(pids(f"model-{MODEL}")))
+        eventually(lambda: not set(old[0]) & set(pids(f"#model-{MODEL}#")))
         answered = load.answered
         eventually(lambda: load.answered > answered + 3)
     assert events[-1] == "data: [DONE]"
@@ -137,7 +137,7 @@ def test_a_wedged_engine_is_replaced(
     body = CHAT | {"max_tokens": 4}
     path = f"{PREFIX}/v1/chat/completions"
     with application(served, step_timeout_s=3), served.client(key) as client:
-        (old,) = pids(f"model-{MODEL}")
+        (old,) = pids(f"#model-{MODEL}#")
         assert client.post(path, json=body).status_code == 200
         stuck = client.post(path, json=body | {"stop": "wedge"})
         assert stuck.status_code == 500
@@ -150,4 +150,4 @@ def test_a_wedged_engine_is_replaced(
                 return False
 
         eventually(answers)
-        assert pids(f"model-{MODEL}") != [old]
+        assert pids(f"#model-{MODEL}#") != [old]

@@ -18,10 +18,9 @@ from tests.ray.conftest import Served
 from tests.ray.test_serve import CHAT, EMBEDDING, eventually
 
 
-def pids(deployment: str) -> list[int]:
-    """Return the processes of a deployment's replicas."""
+def pids(name: str) -> list[int]:
+    """Return the processes of actors by a part of their names; a replica's has #its deployment#."""
     actors = state.actors().values()
-    name = f"#{deployment}#"
     return [a["Pid"] for a in actors if name in (a["Name"] or "") and a["State"] == "ALIVE"]
 
 
@@ -48,7 +47,7 @@ def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> 
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
             if len(events) == 20:
-                (pid,) = pids("model-omai-gpt-4")
+                (pid,) = pids("#model-omai-gpt-4#")
                 os.kill(pid, signal.SIGKILL)
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"
@@ -88,7 +87,7 @@ def test_a_killed_ingress_replica_loses_no_record(served: Served) -> None:
     for thread in threads:
         thread.start()
     time.sleep(2.0)
-    victims = pids("ingress")
+    victims = pids("#ingress#")
     assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
     before = len(answered)
@@ -101,7 +100,7 @@ def test_a_killed_ingress_replica_loses_no_record(served: Served) -> None:
     lost = kept.requests - len(answered)  # recorded, and killed before the answer went out
     assert 0 <= lost <= len(failed)
     assert kept.prompt_tokens == sum(answered) + lost * answered[0]
-    eventually(lambda: len(pids("ingress")) == 2)
+    eventually(lambda: len(pids("#ingress#")) == 2)
 
 
 @pytest.mark.fault(12)

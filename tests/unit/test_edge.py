@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.edge import AHEAD_BYTES, EdgeMiddleware
+from deployments.edge import AHEAD_BYTES, DROPPED_BYTES, EdgeMiddleware
 from omai_ray.api.pacing import PacingMiddleware
 from omai_ray.api.request_limits import RequestLimits
 
@@ -192,6 +192,64 @@ async def test_an_upload_is_read_no_faster_than_it_is_taken(rest: int) -> None:
     assert AHEAD_BYTES // 2 < most_ahead <= AHEAD_BYTES + len(piece)
 
 
+@pytest.mark.parametrize("more", [True, False])
+@pytest.mark.parametrize(
+    ("path", "taken", "status", "code"),
+    [
+        ("/v1/embeddings", True, 400, "request_timeout"),
+        ("/v1/files", True, 400, "request_timeout"),
+        ("/v1/files", False, 503, "server_is_overloaded"),
+    ],
+)
+async def test_a_body_that_stands_still_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    taken: bool,
+    more: bool,
+    status: int,
+    code: str,
+) -> None:
+    """Whether its client sends no more, or nobody takes what it sends; one that is whole is not."""
+    monkeypatch.setattr("deployments.edge.SILENCE_S", 0.01)
+    received: list[Message] = []
+
+    async def reads_ahead(scope: Scope, receive: Receive, send: Send) -> None:
+        reading = asyncio.create_task(read_all(receive))
+        done, _ = await asyncio.wait({reading}, timeout=None if more else 0.05)
+        assert bool(done) == more
+        reading.cancel()
+        await PlainTextResponse("answered")(scope, receive, send)
+
+    async def read_all(receive: Receive) -> None:
+        while not received or received[-1]["type"] == "http.request":
+            received.append(await receive())
+
+    pieces = [b"x" * (10 if taken else AHEAD_BYTES)]
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": pieces.pop(), "more_body": more}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    limits = RequestLimits(100, max_upload_bytes=2 * AHEAD_BYTES)
+    await EdgeMiddleware(reads_ahead, limits)(scope, receive, send)
+    head, body = sent
+    if not more:
+        assert (200, b"answered") == (head["status"], body["body"])
+        return
+    assert (status, code) == (head["status"], code_of(body["body"]))
+    assert ["http.request", "http.disconnect"] == [message["type"] for message in received]
+    count = 10 if taken else AHEAD_BYTES
+    assert f"stands still: {count} bytes of its body were read" in caplog.text
+
+
 async def test_only_the_edge_asks_for_pacing() -> None:
     """A client's header is taken away; without an edge nothing but the answer is sent."""
     seen: list[bytes] = []
@@ -221,6 +279,16 @@ async def test_a_body_that_grows_too_long_is_answered_once() -> None:
     status, headers, body = await answer(reads_all, bodies=(b"a" * 60, b"a" * 60, b""))
     assert (413, "payload_too_large") == (status, code_of(body))
     assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("length", "closes"), [(101, False), (DROPPED_BYTES, False), (DROPPED_BYTES + 1, True)]
+)
+async def test_only_a_long_rest_of_a_body_is_cut_off(length: int, closes: bool) -> None:
+    """What is shorter is read and dropped: a connection that is closed may lose the answer."""
+    status, headers, _ = await answer(reads_all, (b"content-length", b"%d" % length))
+    assert status == 413
+    assert closes == (headers.get("connection") == "close")
 
 
 async def test_a_length_beside_chunks_is_refused() -> None:

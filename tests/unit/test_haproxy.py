@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,38 @@ def test_clients_that_leave_end_nothing_else(written: str, tmp_path: Path) -> No
                     while taken.recv(4096):  # until HAProxy gives the request up
                         pass
             assert process.poll() is None
+
+
+def answer_early(replica: socket.socket, status: int) -> None:
+    """Answer Serve's health checks, and the first request before all of it has come."""
+    while True:
+        taken, _ = replica.accept()
+        with taken:
+            asked = taken.recv(4096)
+            head = b"HTTP/1.1 %d Any\r\n" % (status if asked.startswith(b"POST") else 200)
+            taken.sendall(head + b"content-length: 2\r\nconnection: close\r\n\r\n{}")
+        if asked.startswith(b"POST"):
+            return
+
+
+@pytest.mark.parametrize("status", [413, 431, 400])
+def test_a_client_learns_where_its_connection_ends(
+    written: str, tmp_path: Path, status: int
+) -> None:
+    """The edge closes in the middle of such a request; what were sent next would be lost."""
+    with socket.create_server(("127.0.0.1", 0)) as replica, ThreadPoolExecutor(1) as pool:
+        replica.settimeout(30)
+        text = closed(written, tmp_path).replace(":30000", f":{replica.getsockname()[1]}")
+        with running(text, tmp_path) as (_, port):
+            answering = pool.submit(answer_early, replica, status)
+            with connect(port) as client:
+                client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += client.recv(1)
+            answering.result()
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert (status != 400) == (b"\r\nconnection: close\r\n" in head.lower())
 
 
 def test_errors_of_haproxy_are_in_the_envelope(written: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def allowed(tmp_path: Path) -> AllowedLocations:
     return AllowedLocations([f"{tmp_path}/{{account}}", S3, "gs://whole"])
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "given",
     [
