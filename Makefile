@@ -63,7 +63,7 @@ lint: docs
 	$(VENV)/bin/omai-ray check $(CONFIGURATION)
 
 docs: $(FOR_TESTS)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 types: $(FOR_TESTS)
 	$(VENV)/bin/mypy

@@ -15,6 +15,8 @@ from omai_ray.api.app import Services, create_app
 from omai_ray.api.backends import ServedModels
 from omai_ray.batches.batches import Batches
 from omai_ray.catalog import Catalog
+from omai_ray.embedding_jobs.jobs import EmbeddingJobs
+from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.files import Contents, Files
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
@@ -75,6 +77,7 @@ def _services(settings: Settings, registry: Registry, contents: Contents) -> Ser
         sessions=settings.sessions,
         files=files,
         batches=Batches(registry.store, files),
+        embedding_jobs=EmbeddingJobs(registry.store, files, AllowedLocations(())),
         file_limits=settings.files,
         ingress=settings.ingress,
         trusted_proxies=(),

@@ -1,4 +1,4 @@
-"""How several processes share the tests, databases of either kind, what the faults' tests showed."""
+"""How processes share the tests; databases of either kind; what the faults' tests showed."""
 
 from __future__ import annotations
 
