@@ -32,7 +32,7 @@ SHOWN = {
     "README.md": [
         '"object":"chat.completion"',
         "32 dimensions\n",
-        "['omai-gpt-4', 'text-embedding-ada-002']\n",
+        "['omai-gpt-4', 'text-embedding-ada-002'",  # and those of other tests
     ],
     "docs/accounts.md": ['"value":"omai-sk-', "account.create"],
     "docs/api.md": ['"relevance_score":'],

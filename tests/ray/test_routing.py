@@ -21,7 +21,7 @@ TWO = Replicas(min=2, max=2)
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
     """Serve models of two replicas each behind two ingress replicas; return a client of theirs."""
-    chat, embedding = served.settings.models
+    chat, embedding, *_ = served.settings.models
     models = tuple(
         ModelSpec(name=name, task=spec.task, source=spec.source, num_cpus=0.1, replicas=TWO)
         for name, spec in (("chat", chat), ("embedding", embedding))

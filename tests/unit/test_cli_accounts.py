@@ -20,6 +20,7 @@ from omai_ray.identity.first_administrator import make_first_administrator
 from omai_ray.ledger import UsageLedger, UsageRecord
 from omai_ray.settings import Settings, load_settings
 from omai_ray.store import Store
+from omai_ray.store.tables import REVISIONS
 
 NOVEMBER_S = 1_793_491_200.0  # 2026-11-01T00:00:00Z
 Run = Callable[..., str]
@@ -260,13 +261,14 @@ def test_the_schema_is_shown_and_upgraded(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An older database ends every command with one line; the upgrade mends it."""
-    assert "schema 0004; this omai-ray needs 0004" in run("db", "status")
-    assert "schema 0004: nothing to do" in run("db", "upgrade")
+    newest = REVISIONS[-1]
+    assert f"schema {newest}; this omai-ray needs {newest}" in run("db", "status")
+    assert f"schema {newest}: nothing to do" in run("db", "upgrade")
     path = tmp_path / "new" / "omai.db"
     monkeypatch.setenv("OMAI_DATABASE_URL", f"sqlite:///{path}")
     assert "schema none yet" in run("db", "status")
     assert not path.exists()
-    assert "schema none -> 0004" in run("db", "upgrade")
+    assert f"schema none -> {newest}" in run("db", "upgrade")
     connection = sqlite3.connect(path)
     connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.commit()
