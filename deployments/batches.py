@@ -55,10 +55,8 @@ class BatchDriver:
 
     def __init__(self, name: str, settings: Settings, app: str) -> None:
         self._key = f"{name}-settings".encode()
-        last = kept(self._key)
-        if last is not None:
-            last_app, _, values = last.decode().partition("\n")
-            settings, app = Settings.model_validate_json(values), last_app
+        configure_logs(settings.log_level, settings.log_file)
+        settings, app = _last_configured(self._key) or (settings, app)
         self._settings = settings
         self._app = app
         configure_logs(settings.log_level, settings.log_file)
@@ -136,6 +134,19 @@ class BatchDriver:
     def app(self) -> str:
         """Serve's name of the application that it is of."""
         return self._app
+
+
+def _last_configured(key: bytes) -> tuple[Settings, str] | None:
+    """Return what a driver was last configured with, None where that is nothing, or not read."""
+    last = kept(key)
+    if last is None:
+        return None
+    app, _, values = last.decode().partition("\n")
+    try:
+        return Settings.model_validate_json(values), app
+    except ValueError:  # another version kept it; what it says may repeat the values
+        _log.warning("batches: what the driver was last configured with cannot be read")
+        return None
 
 
 async def gone(is_served: Callable[[], bool], every_s: float = _LOOK_S) -> None:
