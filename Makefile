@@ -22,7 +22,7 @@ CONFIGURATION := cluster.yaml deployments/cluster-gcp.yaml \
 
 help:
 	@echo "make demo [EXIT=1] [PORT=8000]   install, start the platform, and show what it does"
-	@echo "make test                        install, then lint, types and all tests"
+	@echo "make test                        install, then lint, types and all tests but tests/faults"
 	@echo "make faults                      inject every fault of docs/reliability.md (20 minutes)"
 	@echo "make soak [MINUTES=30]           traffic for so long, something killed each minute"
 	@echo "make install                     install into $(VENV) only"

@@ -1,7 +1,10 @@
-"""Every benchmark of this machine's CPU, one after the other, and their figures in one place.
+"""Seven benchmarks on this machine's CPU, one after the other, and their figures in one place.
 
-`python benchmarks/all.py [--quick] [--only NAME …]` (`make bench [QUICK=1]`) takes the last line of
-JSON of each, and writes RESULTS/<date>-<hardware>.json, and a table of the ratios beside it, .md.
+`python benchmarks/all.py [--quick] [--only NAME …]` (`make bench [QUICK=1]`) runs embedding, chat,
+gateway, quota, bulk, batch and autoscaling, takes the last line of JSON of each, and writes
+RESULTS/<date>-<hardware>.json, and a table of the ratios beside it, .md; with --only, the names
+are in the files' names. Most ratios are of rates: better when high. Those to the optimum, to
+Serve's default and to the bare forward, and `…_ratio`, are of hours or times: better when low.
 One that fails does not end the others: it is named in both files, and the status is 1.
 """
 
@@ -22,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("embedding", "chat", "gateway", "quota", "bulk", "batch", "autoscaling")
 RATIO = re.compile(r"(^|[._])vs_|_ratio$")
+LOW = re.compile(r"vs_(optimum|serve_default|bare_forward)$|_ratio$")
+"""Ratios of hours or times, not of rates."""
 
 Figures = dict[str, Any]
 
@@ -41,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hardware", default=hardware(), help="default: %(default)s")
     options = parser.parse_args(argv)
     report = run_all(options.only or NAMES, options.quick, ROOT / "benchmarks")
-    report = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "hardware": options.hardware, **report}
+    report = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "hardware": options.hardware,
+        "only": list(dict.fromkeys(options.only or ())),
+        **report,
+    }
     for path in write(report, options.results):
         print(path)
     return 1 if report["failed"] else 0
@@ -82,7 +92,8 @@ def run(command: Sequence[str]) -> Figures:
 def write(report: Figures, folder: Path) -> tuple[Path, Path]:
     """Write a report as JSON and its ratios as Markdown; return both files."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{report['date']}-{report['hardware']}{'-quick' if report['quick'] else ''}"
+    quick = ["quick"] if report["quick"] else []
+    stem = "-".join([report["date"], report["hardware"], *report["only"], *quick])
     figures, table = folder / f"{stem}.json", folder / f"{stem}.md"
     figures.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     table.write_text(markdown(report, figures.name), encoding="utf-8")
@@ -97,12 +108,15 @@ def markdown(report: Figures, source: str) -> str:
         f"Ours over theirs, of {'quick runs' if report['quick'] else 'whole runs'}. "
         f"All figures: [{source}]({source}).",
         "",
-        "| benchmark | ratio | |",
-        "|---|---|---|",
+        "| benchmark | ratio | | better when |",
+        "|---|---|---|---|",
     ]
     for name, figures in report["figures"].items():
-        lines += [f"| {name} | `{key}` | {value:.3g} |" for key, value in ratios(figures)]
-    lines += [f"| {name} | failed: {reason} | |" for name, reason in report["failed"].items()]
+        lines += [
+            f"| {name} | `{key}` | {value:.3g} | {'low' if LOW.search(key) else 'high'} |"
+            for key, value in ratios(figures)
+        ]
+    lines += [f"| {name} | failed: {reason} | | |" for name, reason in report["failed"].items()]
     return "\n".join(lines) + "\n"
 
 

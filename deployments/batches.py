@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from deployments.batch_pool import Worker, WorkerPool
+from deployments.batch_pool import Room, Worker, WorkerPool
 from deployments.batch_worker import RayWorker, Stored, Work
 from deployments.detached import detached, forget, keep, kept
 from deployments.embedding_jobs import job_driver
@@ -55,10 +55,8 @@ class BatchDriver:
 
     def __init__(self, name: str, settings: Settings, app: str) -> None:
         self._key = f"{name}-settings".encode()
-        last = kept(self._key)
-        if last is not None:
-            last_app, _, values = last.decode().partition("\n")
-            settings, app = Settings.model_validate_json(values), last_app
+        configure_logs(settings.log_level, settings.log_file)
+        settings, app = _last_configured(self._key) or (settings, app)
         self._settings = settings
         self._app = app
         configure_logs(settings.log_level, settings.log_file)
@@ -138,6 +136,19 @@ class BatchDriver:
         return self._app
 
 
+def _last_configured(key: bytes) -> tuple[Settings, str] | None:
+    """Return what a driver was last configured with, None where that is nothing, or not read."""
+    last = kept(key)
+    if last is None:
+        return None
+    app, _, values = last.decode().partition("\n")
+    try:
+        return Settings.model_validate_json(values), app
+    except ValueError:  # another version kept it; what it says may repeat the values
+        _log.warning("batches: what the driver was last configured with cannot be read")
+        return None
+
+
 async def gone(is_served: Callable[[], bool], every_s: float = _LOOK_S) -> None:
     """Return once several looks in a row find nothing; one that fails tells nothing."""
     missed = 0
@@ -177,7 +188,8 @@ class PooledExecutor:
 
     def __init__(self, driver: BatchDriver) -> None:
         self._driver = driver
-        self._pools: dict[str, WorkerPool] = {}
+        self._pools: dict[str, tuple[Work, WorkerPool]] = {}
+        self._room = Room()
 
     async def run(self, batch: Batch, units: Sequence[BatchUnit]) -> None:
         """Return once each unit was tried; cancelled, workers stop with what they are at.
@@ -190,29 +202,43 @@ class PooledExecutor:
 
     def close(self) -> None:
         """End all workers."""
-        for pool in self._pools.values():
+        for _, pool in self._pools.values():
             pool.close()
 
     def _pool(self, work: Work) -> WorkerPool:
-        self._pools = {key: pool for key, pool in self._pools.items() if not pool.empty}
+        self._pools = {key: entry for key, entry in self._pools.items() if not entry[1].empty}
         if work.key not in self._pools:
 
             async def start() -> Worker:
-                await self._make_room(work)
+                await self._make_room(work, pool)
                 return RayWorker(work)
 
             batches = work.settings.batches
-            self._pools[work.key] = WorkerPool(start, batches.workers, batches.idle_s)
-        return self._pools[work.key]
+            pool = WorkerPool(start, batches.workers, batches.idle_s, self._room)
+            self._pools[work.key] = work, pool
+        return self._pools[work.key][1]
 
-    async def _make_room(self, work: Work) -> None:
-        """End other work's idle workers where the cluster has not enough free for one more."""
+    async def _make_room(self, work: Work, pool: WorkerPool) -> None:
+        """Have other work's workers end where the cluster has not enough free for one more.
+
+        Idle ones end at once; busy ones with their units, where what all hold is enough.
+        """
         free = await asyncio.to_thread(ray.available_resources)
-        wanted = {"CPU": work.options["num_cpus"], "GPU": work.options.get("num_gpus", 0)}
-        if any(free.get(name, 0.0) < amount for name, amount in wanted.items()):
-            for key, pool in self._pools.items():
-                if key != work.key:
-                    pool.end_idle()
+        short = {name: amount - free.get(name, 0.0) for name, amount in _reserved(work).items()}
+        if all(amount <= 0 for amount in short.values()):
+            return
+        others = [entry for key, entry in self._pools.items() if key != work.key]
+        for name in short:
+            short[name] -= sum(len(each) * _reserved(other)[name] for other, each in others)
+        for _, each in others:
+            each.end_idle()
+        if all(amount <= 0 for amount in short.values()):
+            self._room.want(pool)
+
+
+def _reserved(work: Work) -> dict[str, float]:
+    """Return what a worker reserves of the cluster."""
+    return {"CPU": work.options["num_cpus"], "GPU": work.options.get("num_gpus", 0)}
 
 
 def _base_of(settings: Settings, model: str) -> ModelSpec:

@@ -158,7 +158,7 @@ class _Exchange:
                     return {"type": "http.disconnect"}
                 message = await self._receive()
         except TimeoutError:
-            await self.refuse(self._stands_still())
+            await self.refuse(self._stands_still(), closes=True)
             return {"type": "http.disconnect"}
         self._whole = not message.get("more_body", False)
         size = len(message.get("body", b""))
@@ -189,8 +189,11 @@ class _Exchange:
             self._ended = not message.get("more_body", False)
         await self._send(message)
 
-    async def refuse(self, error: OMAiError) -> None:
-        """Answer with an error, if nothing was answered yet; nothing else is sent then."""
+    async def refuse(self, error: OMAiError, *, closes: bool = False) -> None:
+        """Answer with an error, if nothing was answered yet; nothing else is sent then.
+
+        closes: the rest of the request is not read.
+        """
         self._refused = error
         self._room.set()
         if self._begun:
@@ -199,8 +202,8 @@ class _Exchange:
         response = render_error(error)
         response.headers["x-request-id"] = self._request_id
         response.headers["openai-version"] = API_VERSION
-        if error.status in (413, 431) and not self._ends_soon():
-            response.headers["connection"] = "close"  # the rest of the request is not read
+        if closes or (error.status in (413, 431) and not self._ends_soon()):
+            response.headers["connection"] = "close"
         await response(self._scope, self._receive, self._send)
 
     def _advance(self, size: int) -> None:

@@ -62,7 +62,7 @@ def check_port(host: str, port: int) -> int:
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {error.strerror}; "
                 "choose another with --port (0 takes any free one) or --host"
-            ) from None
+            ) from error
         return int(probe.getsockname()[1])
 
 

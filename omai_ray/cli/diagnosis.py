@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import platform
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
@@ -29,6 +31,7 @@ FULL_DISK_SHARE = 0.95
 """Ray starts nothing more on a disk that is fuller."""
 LOW_DISK_BYTES = 2 * 1024**3
 _OWN_EXTRAS = ("dev", "docs")  # this repository's tools: serving does not need them
+_ON_GPU_NODES = "on a cluster, run doctor on the GPUs' nodes"
 _FEATURES = {
     "bf16": ("avx512_bf16", "bf16"),
     "VNNI": ("avx512_vnni", "avx_vnni"),
@@ -62,7 +65,7 @@ def diagnose(settings: Settings, *, has_torch: bool) -> Iterator[Finding]:
     yield check_port(settings.host, settings.port)
     yield check_state_dir(settings.state_dir)
     yield check_disk("disk of the state directory", settings.state_dir)
-    yield check_disk("disk of Ray", Path(os.environ.get("RAY_TMPDIR") or "/tmp"))  # noqa: S108
+    yield check_disk("disk of Ray", Path(tempfile.gettempdir()))
     yield check_database(settings.sqlalchemy_url)
     if settings.limiter.redis_url is not None:
         yield check_redis(settings.limiter.redis_url)
@@ -80,24 +83,30 @@ def check_python() -> Finding:
 
 def check_packages() -> Iterator[Finding]:
     """Compare what is installed with the package's ranges; an extra's, where it is there."""
-    right = 0
+    right = wrong = 0
     for requirement in map(Requirement, requires(DISTRIBUTION) or []):
         if any(_is_of(requirement, extra) for extra in _OWN_EXTRAS):
             continue
         found = _installed(requirement.name)
-        wanted = f"{requirement.name}{requirement.specifier}"
+        extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+        wanted = f"{requirement.name}{extras}{requirement.specifier}"
         if found is not None and requirement.specifier.contains(found, prereleases=True):
             right += 1
             if requirement.name == "ray":
                 yield Finding("ray", "ok", f"{found}; the same on every node of a cluster")
         elif found is not None or _is_of(requirement, ""):
+            wrong += 1
             yield Finding(
                 "ray" if requirement.name == "ray" else f"package {requirement.name}",
                 "failed",
                 found or "not installed",
                 f"pip install '{wanted}'",
             )
-    yield Finding("packages", "ok", f"{right} within the ranges of pyproject.toml")
+    within = f"{right} within the ranges of pyproject.toml"
+    if wrong:
+        yield Finding("packages", "failed", f"{within}, {wrong} not", "install those named above")
+    else:
+        yield Finding("packages", "ok", within)
 
 
 def check_torch() -> Finding:
@@ -144,13 +153,23 @@ def check_cpu(models: Iterable[ModelSpec]) -> Finding:
 
 
 def check_gpu(models: Iterable[ModelSpec]) -> Finding:
-    """List the GPUs, and say which models want one where there is none."""
+    """List the GPUs, and say which models want more than there are."""
     import torch
 
+    models = list(models)
     wanting = [m.name for m in models if m.num_gpus > 0]
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         listed = ", ".join(f"{c.name} ({c.total_memory / 2**30:.0f} GiB)" for c in cards)
+        beyond = [f"{m.name} ({m.num_gpus:g})" for m in models if m.num_gpus > len(cards)]
+        if beyond:
+            found = f"{listed}; num_gpus is more than {len(cards)} for {', '.join(beyond)}"
+            return Finding("gpu", "failed", found, f"lower num_gpus; {_ON_GPU_NODES}")
+        least = sum(m.num_gpus * m.replicas.min for m in models)
+        if least > len(cards):
+            found = f"{listed}; num_gpus times replicas.min is, for all models, {least:g}"
+            remedy = f"lower num_gpus or replicas.min, else replicas wait; {_ON_GPU_NODES}"
+            return Finding("gpu", "warning", found, remedy)
         return Finding("gpu", "ok", listed)
     if not wanting:
         return Finding("gpu", "ok", "none, and no model asks for one")
@@ -160,18 +179,22 @@ def check_gpu(models: Iterable[ModelSpec]) -> Finding:
         else "see whether nvidia-smi lists a GPU, or set num_gpus: 0"
     )
     found = f"none that torch sees, and num_gpus is above 0 for {', '.join(wanting)}"
-    return Finding("gpu", "failed", found, f"{remedy}; on a cluster, run doctor on the GPUs' nodes")
+    return Finding("gpu", "failed", found, f"{remedy}; {_ON_GPU_NODES}")
 
 
 def check_port(host: str, port: int) -> Finding:
     """Try to listen where the API will."""
-    from deployments.platform import check_port as listen
-
+    try:
+        from deployments.platform import check_port as listen
+    except (ImportError, OSError) as error:
+        return _unchecked("port", error)
     try:
         free = listen(host, port)
     except ConfigError as error:
         problem, _, remedy = error.message.partition("; ")
-        return Finding("port", "failed", problem, f"end what listens there, or {remedy}")
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
+            remedy = f"end what listens there, or {remedy}"
+        return Finding("port", "failed", problem, remedy)
     return Finding("port", "ok", f"{host}:{free} is free")
 
 
@@ -221,6 +244,9 @@ def check_database(url: str) -> Finding:
     kind = "PostgreSQL" if url.startswith("postgresql") else "SQLite"
     try:
         revision = asyncio.run(schema_of(url))
+    except ConfigError as error:
+        remedy = "do as it says, or correct database_url (OMAI_DATABASE_URL)"
+        return Finding("database", "failed", error.message, remedy)
     except OMAiError as error:
         return Finding(
             "database",
@@ -257,9 +283,11 @@ def check_redis(url: str) -> Finding:
 
 def check_model(spec: ModelSpec) -> Finding:
     """Look for a model's files and its tokenizer's, without fetching them."""
-    from deployments.platform import check_model as load_light
-
     name = f"model {spec.name}"
+    try:
+        from deployments.platform import check_model as load_light
+    except (ImportError, OSError) as error:
+        return _unchecked(name, error)
     try:
         load_light(spec, fetch=False)
     except NotFetched as error:
@@ -271,7 +299,16 @@ def check_model(spec: ModelSpec) -> Finding:
         )
     except OMAiError as error:
         return Finding(name, "failed", error.message, "correct its entry in models, or its files")
+    except ImportError as error:
+        return _unchecked(name, error)
+    except OSError as error:
+        return Finding(name, "failed", f"cannot be read: {error}", "see to its files")
     return Finding(name, "ok", spec.source)
+
+
+def _unchecked(check: str, error: Exception) -> Finding:
+    """Return what is found where the packages that a check needs cannot be imported."""
+    return Finding(check, "failed", f"not checked: {error}", "install the packages, and look again")
 
 
 def _is_of(requirement: Requirement, extra: str) -> bool:

@@ -47,7 +47,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(level: str, file: Path | str | None = None) -> None:
-    """Write this package's logs as JSON lines to a file, or to stderr; call once a process.
+    """Write this package's logs as JSON lines to a file, or to stderr; the last call counts.
 
     The file may be rotated by moving it away: it is opened again under its name.
     """

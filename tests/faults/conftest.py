@@ -13,11 +13,11 @@ from tests.ray import conftest as on_ray
 tiny_models = on_ray.tiny_models
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_platform(
     tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
-    """Run one platform for the session."""
+    """Run one platform for these tests; it ends before those of another directory."""
     with running(tmp_path_factory.mktemp("faults"), tiny_models) as platform:
         yield platform
 

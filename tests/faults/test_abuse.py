@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+import resource
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +40,15 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 MIB = 2**20
 IDLE_CLIENTS = SLOW_CLIENTS = 1000
 HELD_BYTES = 256 * MIB  # for a thousand streams, in the proxy and both ingress replicas together
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_files() -> Iterator[None]:
+    """Let this process have as many connections open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def rss_bytes(pids: list[int]) -> int:

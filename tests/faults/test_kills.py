@@ -48,9 +48,9 @@ def test_a_killed_chat_replica_costs_its_streams_only(platform: Platform) -> Non
         for line in response.iter_lines():
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
-            if len(events) == 20:
-                for pid in platform.pids(CHAT_REPLICA):
-                    os.kill(pid, signal.SIGKILL)
+                if len(events) == 20:
+                    for pid in platform.pids(CHAT_REPLICA):
+                        os.kill(pid, signal.SIGKILL)
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"
     with platform.served.client(key) as client:

@@ -126,7 +126,7 @@ def served(
         state_dir=state_dir,
         log_file=state_dir / "omai.log",
         ingress=INGRESS,
-        batches=BatchSettings(backends=dict.fromkeys((OWN_CHAT, OWN_EMBEDDING), "own")),
+        batches=BatchSettings(backends=dict.fromkeys((OWN_CHAT, OWN_EMBEDDING), "own"), idle_s=600),
         embedding_jobs=EmbeddingJobSettings(locations=(f"{state_dir}/corpora/{{account}}",)),
         models=(
             ModelSpec(name="omai-gpt-4", task="chat", source=str(chat), num_cpus=0.2),

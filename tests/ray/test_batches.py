@@ -153,8 +153,13 @@ def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_bo
     assert set(expected) <= {each.id for each in client.batches.list()}
     with pytest.raises(openai.BadRequestError, match="Cannot cancel"):
         client.batches.cancel(first)
+    for pid in worker_pids():  # they would stay, and other tests need their room
+        os.kill(pid, signal.SIGKILL)
 
 
-def test_a_driver_ends_with_its_application(orphaned: Settings) -> None:
+def test_a_driver_ends_with_its_application(
+    orphaned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody would end it otherwise: it is detached. It began before the other test."""
+    monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 120.0)
     eventually(lambda: not driver_pids(orphaned))

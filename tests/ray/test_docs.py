@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.programs import require_program
@@ -36,6 +38,7 @@ SHOWN = {
     ],
     "docs/accounts.md": ['"value":"omai-sk-', "account.create"],
     "docs/api.md": ['"relevance_score":'],
+    "docs/files-and-batches.md": ['"id":"embjob_'],
     "docs/operations.md": ['"check": "database"'],
 }
 # Words that stand for something of the reader's.
@@ -82,7 +85,7 @@ def as_bash(snippet: Snippet, folder: Path, url: str) -> str:
 
 
 def furnish(folder: Path, page: str, served: Served) -> None:
-    """Put into a folder what the reader has: the repository, a batch, settings."""
+    """Put into a folder what the reader has: the repository, a batch, a corpus, settings."""
     for name in REPOSITORY:
         (folder / name).symlink_to(ROOT / name)
     url, body = "/v1/embeddings", {"model": "text-embedding-ada-002", "input": "A fox"}
@@ -92,6 +95,7 @@ def furnish(folder: Path, page: str, served: Served) -> None:
         body = {"model": "omai-gpt-4", "messages": [message], "max_tokens": 4}  # type: ignore[dict-item]
     request = {"custom_id": "a", "method": "POST", "url": url, "body": body}
     (folder / "input.jsonl").write_text(json.dumps(request), encoding="utf-8")
+    pq.write_table(pa.table({"text": ["A fox", "A dog"]}), folder / "docs.parquet")
     models = [
         spec.model_dump(include={"name", "task", "source"}) for spec in served.settings.models
     ]

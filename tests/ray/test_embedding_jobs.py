@@ -19,7 +19,7 @@ from tests.ray.test_serve import eventually
 
 MODEL = "text-embedding-ada-002"
 ENDED = {"completed", "failed", "cancelled"}
-ROWS = 3000
+ROWS = 30_000  # so many that a job is under way for seconds after its first units
 
 
 def parquet(texts: list[str | None]) -> bytes:
@@ -71,6 +71,7 @@ def test_jobs_embed_uploads_and_locations_and_survive_their_driver(
         job = submit(client, input_file=upload(client, parquet(texts)))["id"]
         eventually(lambda: look(client, job)["row_counts"]["completed"] > 0)
         (pid,) = driver_pids(served.settings)
+        assert "in_progress" == look(client, job)["status"]
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: look(client, job)["status"] in ENDED)
         ended = look(client, job)
@@ -93,6 +94,7 @@ def test_jobs_embed_uploads_and_locations_and_survive_their_driver(
         (corpora / "in" / "a.parquet").write_bytes(parquet(texts * 4))
         made = submit(client, input=f"{corpora}/in", output=f"{corpora}/out")
         eventually(lambda: look(client, made["id"])["row_counts"]["completed"] > 0)
+        assert "in_progress" == look(client, made["id"])["status"]
         client.post(f"/v1/embedding_jobs/{made['id']}/cancel")
         eventually(lambda: look(client, made["id"])["status"] in ENDED)
         ended = look(client, made["id"])

@@ -46,9 +46,9 @@ def test_a_killed_chat_replica_ends_its_stream_with_an_error(served: Served) -> 
         for line in response.iter_lines():
             if line.startswith("data: "):
                 events.append(line.removeprefix("data: "))
-            if len(events) == 20:
-                (pid,) = pids("#model-omai-gpt-4#")
-                os.kill(pid, signal.SIGKILL)
+                if len(events) == 20:
+                    (pid,) = pids("#model-omai-gpt-4#")
+                    os.kill(pid, signal.SIGKILL)
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"
     eventually(lambda: totals(served, account_id).requests == 1)

@@ -46,6 +46,7 @@ def test_the_table_has_the_ratios_and_what_failed(tmp_path: Path) -> None:
     report = {
         "date": "2026-11-28",
         "hardware": "amd-epyc-2vcpu",
+        "only": [],
         "quick": False,
         "figures": {
             "autoscaling": {"day": {"gpu_hours_vs_optimum": 1.1101, "hours": 17.8}},
@@ -59,23 +60,24 @@ def test_the_table_has_the_ratios_and_what_failed(tmp_path: Path) -> None:
     assert table.name == "2026-11-28-amd-epyc-2vcpu.md"
     rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]
     assert rows[1:] == [
-        "| autoscaling | `day.gpu_hours_vs_optimum` | 1.11 |",
-        "| batch | `online_ttft_ratio` | 1.25 |",
-        "| batch | `embeddings_vs_bulk` | 1 |",
-        "| bulk | failed: status 3 | |",
+        "| autoscaling | `day.gpu_hours_vs_optimum` | 1.11 | low |",
+        "| batch | `online_ttft_ratio` | 1.25 | low |",
+        "| batch | `embeddings_vs_bulk` | 1 | high |",
+        "| bulk | failed: status 3 | | |",
     ]
 
 
 def test_a_failure_is_the_status_of_all(
     programs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Quick figures are in files of their own, so that they replace no others."""
+    """Figures that are quick, or of some, are in files of their own: they replace no others."""
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     (tmp_path / "benchmarks").symlink_to(programs)
     given = ["--quick", "--hardware", "x", "--results", str(tmp_path / "results")]
     assert bench.main([*given, "--only", "quota"]) == 0
     assert bench.main([*given, "--only", "quota", "--only", "chat"]) == 1
-    assert all(path.stem.endswith("-x-quick") for path in (tmp_path / "results").iterdir())
+    stems = {path.stem.partition("-x")[2] for path in (tmp_path / "results").iterdir()}
+    assert {"-quota-quick", "-quota-chat-quick"} == stems
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import json
 import shutil
 import socket
@@ -7,11 +8,12 @@ import sqlite3
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from omai_ray.catalog import ModelSpec
+from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.cli import diagnosis, main
 from omai_ray.cli.diagnosis import Finding
 from omai_ray.engines import device
@@ -109,7 +111,7 @@ def test_packages_out_of_range_or_missing_fail(monkeypatch: pytest.MonkeyPatch) 
     versions = {"ray": "2.10.0", "pydantic": "2.12.1", "redis": "5.0", "ruff": "0.1"}
     monkeypatch.setattr(diagnosis, "_installed", versions.get)
     ranges = [
-        *("ray[default]>=2.60,<3", "pydantic>=2.12,<3", "rich>=14"),
+        *("ray[default,data]>=2.60,<3", "pydantic>=2.12,<3", "rich>=14"),
         *(
             'redis>=6; extra == "redis"',
             'vllm>=0.30; extra == "vllm"',
@@ -118,10 +120,57 @@ def test_packages_out_of_range_or_missing_fail(monkeypatch: pytest.MonkeyPatch) 
     ]
     monkeypatch.setattr(diagnosis, "requires", lambda _: ranges)
     ray, rich, redis, rest = diagnosis.check_packages()
-    fails(ray, "2.10.0", "pip install 'ray<3,>=2.60'")
+    fails(ray, "2.10.0", "pip install 'ray[data,default]<3,>=2.60'")
     fails(rich, "not installed", "pip install 'rich>=14'")
     fails(redis, "5.0", "pip install 'redis>=6'")
-    assert rest == Finding("packages", "ok", "1 within the ranges of pyproject.toml")
+    fails(rest, "1 within the ranges of pyproject.toml, 3 not", "named above")
+    versions |= {"ray": "2.60.0", "rich": "14.0", "redis": "6.0"}
+    assert {"ok"} == {finding.status for finding in diagnosis.check_packages()}
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("error", [ImportError("No module named 'fastapi'"), OSError("libcuda")])
+def test_what_a_missing_package_keeps_from_being_checked_fails(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    """With the cause, and without a traceback; the rest is checked."""
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "deployments.platform":
+            raise error
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    status, found = diagnosed(capsys, "--config", str(config))
+    assert status == 1
+    assert ["port", "model c"] == [c for c, f in found.items() if f["status"] == "failed"]
+    for check in ("port", "model c"):
+        assert found[check]["found"] == f"not checked: {error}"
+
+
+def test_only_a_port_in_use_has_a_listener_to_end() -> None:
+    """Else the operating system's own words say what is wrong."""
+    finding = diagnosis.check_port("192.0.2.1", 0)
+    fails(finding, "Cannot assign requested address", "--host")
+    assert "end what listens" not in (finding.remedy or "")
+
+
+@pytest.mark.usefixtures("roomy")
+def test_the_disk_of_ray_is_where_serve_has_its_directory(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever RAY_TMPDIR says, which it does not heed."""
+    monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _, found = diagnosed(capsys, "--config", str(config))
+    assert f"free at {tmp_path}," in found["disk of Ray"]["found"]
 
 
 @pytest.mark.usefixtures("roomy")
@@ -164,6 +213,26 @@ def test_a_missing_gpu_fails_where_a_model_wants_one(monkeypatch: pytest.MonkeyP
     assert diagnosis.check_gpu([CHAT]).status == "ok"
 
 
+def test_models_that_want_more_gpus_than_there_are_do_not_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that no card is enough for fails; replicas that wait for another's are a warning."""
+    card = SimpleNamespace(name="H100", total_memory=80 << 30)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: card)
+
+    def wanting(num_gpus: float, least: int) -> ModelSpec:
+        replicas = Replicas(min=least, max=4)
+        return CHAT.model_copy(update={"num_gpus": num_gpus, "replicas": replicas})
+
+    fails(diagnosis.check_gpu([wanting(4, 0)]), "num_gpus is more than 2 for c (4)", "lower")
+    many = diagnosis.check_gpu([wanting(1, 2), wanting(0.5, 1)])
+    assert many.status == "warning"
+    assert "num_gpus times replicas.min is, for all models, 2.5" in many.found
+    assert diagnosis.check_gpu([wanting(0.5, 4), CHAT]).status == "ok"
+
+
 def test_a_state_directory_that_cannot_be_used_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +261,9 @@ def test_a_database_that_is_away_or_old_fails(tmp_path: Path) -> None:
     away = diagnosis.check_database(f"postgresql://omai:secret@127.0.0.1:{free_port()}/omai")
     fails(away, "PostgreSQL", "OMAI_DATABASE_URL")
     assert "secret" not in away.found
+    wrong = diagnosis.check_database("mysql://omai:secret@127.0.0.1/omai")
+    fails(wrong, "database_url", "correct database_url")
+    assert "secret" not in wrong.found
     path = tmp_path / "old.db"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
@@ -214,6 +286,20 @@ def test_redis_without_its_library_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     """The extra is named."""
     monkeypatch.setitem(sys.modules, "redis", None)
     fails(diagnosis.check_redis("redis://127.0.0.1"), "redis-py", "omai-ray[redis]")
+
+
+def test_a_model_whose_files_cannot_be_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whose tokenizer needs a package that is missing."""
+    for error, found in (
+        (PermissionError(13, "Permission denied"), "cannot be read: [Errno 13]"),
+        (ImportError("No module named 'tokenizers'"), "not checked: No module named"),
+    ):
+
+        def raises(spec: ModelSpec, *, fetch: bool, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("deployments.platform.check_model", raises)
+        fails(diagnosis.check_model(CHAT), found, "")
 
 
 def test_models_without_their_files_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

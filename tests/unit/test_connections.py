@@ -1,4 +1,4 @@
-"""Clients that never finish a request's headers, over real connections."""
+"""Clients that never finish what they begin to send, over real connections."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from deployments.connections import BoundedProtocol
 
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 BEGUN = b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "
+UNFINISHED = b"POST /at-once HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
 SHORT_S = 0.2
 
 
-async def slow_answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer after longer than headers may take."""
-    await asyncio.sleep(2 * SHORT_S)
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer after longer than headers may take, or at once, whatever of the body has come."""
+    if scope["path"] != "/at-once":
+        await asyncio.sleep(2 * SHORT_S)
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     )
@@ -29,9 +31,10 @@ async def slow_answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    """Serve the slow answer, with a short time for headers."""
+    """Serve answers, with a short time for headers and for the rest of a body."""
     monkeypatch.setattr(connections, "HEADERS_S", SHORT_S)
-    config = uvicorn.Config(slow_answer, http=BoundedProtocol, lifespan="off", log_config=None)
+    monkeypatch.setattr(connections, "REST_S", SHORT_S)
+    config = uvicorn.Config(answer, http=BoundedProtocol, lifespan="off", log_config=None)
     config.load()
     server = uvicorn.Server(config)
     loop = asyncio.get_running_loop()
@@ -85,4 +88,32 @@ async def test_a_slow_answer_is_not_cut_off_and_the_next_request_may_follow(port
         assert b"ok" == await reader.readexactly(2)
     writer.write(BEGUN)
     assert b"" == await reader.read()
+    writer.close()
+
+
+@pytest.mark.parametrize("drip", [b"", b"a"])
+async def test_a_request_that_is_answered_and_never_ends_is_closed(port: int, drip: bytes) -> None:
+    """Though its client sends a byte now and then, and sent one after the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(UNFINISHED)
+    assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
+    writer.write(b"a")
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(20):
+            while not reader.at_eof():
+                writer.write(drip)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), SHORT_S / 10)
+    writer.close()
+
+
+async def test_a_request_that_is_answered_may_end_and_another_follow(port: int) -> None:
+    """Each has the time of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):
+        writer.write(UNFINISHED)
+        assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"a" * 1_000_000)
+    writer.write(WHOLE)
+    assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
     writer.close()

@@ -245,6 +245,7 @@ async def test_a_body_that_stands_still_is_answered(
         assert (200, b"answered") == (head["status"], body["body"])
         return
     assert (status, code) == (head["status"], code_of(body["body"]))
+    assert (b"connection", b"close") in head["headers"]
     assert ["http.request", "http.disconnect"] == [message["type"] for message in received]
     count = 10 if taken else AHEAD_BYTES
     assert f"stands still: {count} bytes of its body were read" in caplog.text

@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 
 import pytest
 
-from deployments.batch_pool import UNITS_AT_ONCE, WorkerDied, WorkerPool
+from deployments.batch_pool import UNITS_AT_ONCE, Room, WorkerDied, WorkerPool
 from omai_ray.errors import Overloaded
 from omai_ray.store import BatchUnit
 
@@ -85,7 +86,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def test_a_worker_stays_for_the_next_batch_and_ends_once_it_is_idle() -> None:
     """It is started for the first unit only."""
     world = World()
-    pool = WorkerPool(world.make, 1, idle_s=0.01)
+    pool = WorkerPool(world.make, 1, idle_s=0.01, room=Room())
     await pool.run(units(5))
     await pool.run(units(5, "batch_b"))
     assert 1 == len(world.workers)
@@ -105,7 +106,7 @@ async def test_there_are_no_more_workers_than_units_or_than_may_be() -> None:
     for count, most, expected in ((1, 3, 1), (2, 3, 2), (9, 3, 3)):
         world = World()
         world.may_answer.clear()
-        pool = WorkerPool(world.make, most, idle_s=60)
+        pool = WorkerPool(world.make, most, idle_s=60, room=Room())
         running = asyncio.create_task(pool.run(units(count)))
         await until(partial(world.is_busy, min(count, UNITS_AT_ONCE * most)))
         world.may_answer.set()
@@ -118,7 +119,7 @@ async def test_a_unit_whose_worker_dies_is_left_and_the_others_go_on_with_anothe
     """It is for the next run, as any that could not be done."""
     world = World()
     world.dies_at = 1
-    pool = WorkerPool(world.make, 1, idle_s=60)
+    pool = WorkerPool(world.make, 1, idle_s=60, room=Room())
     await pool.run(units(6))
     assert {0, 2, 3, 4, 5} == {number for _, number in world.done}
     assert (2, 1) == (len(world.workers), world.alive())
@@ -129,7 +130,7 @@ async def test_without_any_worker_a_run_fails_and_the_next_tries_anew() -> None:
     """The error says why; one start is tried in a run, not one for each unit."""
     world = World()
     world.broken = True
-    pool = WorkerPool(world.make, 1, idle_s=60)
+    pool = WorkerPool(world.make, 1, idle_s=60, room=Room())
     with pytest.raises(Overloaded, match="no such checkpoint"):
         await pool.run(units(6))
     assert (1, 0) == (len(world.workers), world.alive())
@@ -143,7 +144,7 @@ async def test_batches_take_turns() -> None:
     """A small one does not wait for all units of a large one."""
     world = World()
     world.may_open.clear()
-    pool = WorkerPool(world.make, 1, idle_s=60)
+    pool = WorkerPool(world.make, 1, idle_s=60, room=Room())
     large = asyncio.create_task(pool.run(units(50)))
     small = asyncio.create_task(pool.run(units(2, "batch_b")))
     await asyncio.sleep(0)
@@ -159,7 +160,7 @@ async def test_a_run_that_is_cancelled_frees_its_worker_and_ends_what_is_still_s
     """The worker is another's then; a start that hangs for want of room holds nothing."""
     world = World()
     world.may_answer.clear()
-    pool = WorkerPool(world.make, 2, idle_s=60)
+    pool = WorkerPool(world.make, 2, idle_s=60, room=Room())
     running = asyncio.create_task(pool.run(units(1)))
     await until(lambda: bool(world.running))
     world.may_open.clear()
@@ -177,3 +178,68 @@ async def test_a_run_that_is_cancelled_frees_its_worker_and_ends_what_is_still_s
     pool.end_idle()
     assert 0 == world.alive()
     assert pool.empty
+
+
+async def test_a_start_that_hangs_fails_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster may never have room; the worker that waits for it ends."""
+    monkeypatch.setattr("deployments.batch_pool.OPEN_S", 0.01)
+    world = World()
+    world.may_open.clear()
+    pool = WorkerPool(world.make, 1, idle_s=60, room=Room())
+    with pytest.raises(Overloaded, match=r"not ready within 0\.01 s"):
+        await pool.run(units(3))
+    assert (1, 0) == (len(world.workers), world.alive())
+    assert pool.empty
+
+
+async def test_workers_that_are_never_idle_make_way_for_another_pools_start() -> None:
+    """Each of two pools gets the room for one worker in turns, and both are done."""
+    worlds = World(), World()
+    worlds[1].done = done = worlds[0].done
+    pools: list[WorkerPool] = []
+    room = Room()
+    free = asyncio.Semaphore(1)
+
+    def pool_of(world: World) -> WorkerPool:
+        class InTheRoom(Fake):
+            held = False
+
+            async def open(self) -> None:
+                await free.acquire()
+                self.held = True
+
+            def end(self) -> None:
+                super().end()
+                if self.held:
+                    free.release()
+
+        async def make() -> Fake:
+            world.workers.append(InTheRoom(world))
+            if free.locked():
+                for each in pools:
+                    if each is not pool:
+                        each.end_idle()
+                room.want(pool)
+            return world.workers[-1]
+
+        pool = WorkerPool(make, 1, idle_s=60, room=room)
+        pools.append(pool)
+        return pool
+
+    one, other = map(pool_of, worlds)
+    worlds[0].may_answer.clear()
+    first = asyncio.create_task(one.run(units(40)))
+    await until(partial(worlds[0].is_busy, UNITS_AT_ONCE))
+    second = asyncio.create_task(other.run(units(40, "batch_b")))
+    await until(lambda: bool(worlds[1].workers))
+    worlds[0].may_answer.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(first, second)
+    order = [batch for batch, _ in done]
+    turns = ["batch_a"] * UNITS_AT_ONCE + ["batch_b"] * UNITS_AT_ONCE
+    assert turns == order[: len(turns)]
+    assert len(list(groupby(order))) > 4
+    assert 80 == len(set(done))
+    for pool in pools:
+        pool.close()
+    assert 0 == worlds[0].alive() + worlds[1].alive()
