@@ -149,7 +149,23 @@ def _objects(place: Location) -> Iterator[InputFile]:
                 "an output; rename it, or name the others by a glob"
             )
         if wanted:
-            yield InputFile(stat.name, fixed.child(stat.name).uri, stat.size, stat.mtime_ns)
+            yield InputFile(stat.name, _uri(fixed.child(stat.name)), stat.size, stat.mtime_ns)
+
+
+def _uri(place: Location) -> str:
+    """Return an object's URI. Raises ConfigError where that is another place's: keys may have `?`s.
+
+    What follows one could name the store that is asked, with the server's credentials.
+    """
+    try:
+        same = Location.parse(place.uri) == place
+    except ConfigError:
+        same = False
+    if not same:
+        raise ConfigError(
+            f"{place}: a key with '?NAME=' in it cannot be told from options; rename it"
+        )
+    return place.uri
 
 
 def _is_input(parts: Sequence[str]) -> bool:

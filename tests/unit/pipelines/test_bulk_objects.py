@@ -503,3 +503,27 @@ def test_a_key_that_no_output_can_mirror_is_refused_by_name(
     with pytest.raises(ConfigError, match=r"in/d//x\.parquet: a key with an empty part"):
         find_files(at("in"))
     assert [file.name for file in find_files(at("in/*.parquet"))] == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "x?endpoint_override=127.0.0.1:1&scheme=http&region=a.parquet",
+        "x?anonymous=true&region=a/b.parquet",
+        "x?other=a.parquet",
+    ],
+)
+@pytest.mark.parametrize("source", ["in", "in/**"])
+def test_a_key_never_names_another_store(at: Callable[..., str], key: str, source: str) -> None:
+    """Whoever may write to the bucket could have the server sign requests to a host of theirs."""
+    Location.parse(at("in")).child(key).write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"in/x\?.*: a key with '\?NAME='"):
+        find_files(at(source))
+
+
+def test_a_key_with_a_question_mark_alone_is_read(at: Callable[..., str]) -> None:
+    """It is no option."""
+    place = Location.parse(at("in")).child("why?.parquet")
+    place.write_bytes(b"PAR1")
+    (file,) = find_files(at("in"))
+    assert place == Location.parse(file.path)
