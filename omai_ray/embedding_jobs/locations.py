@@ -30,16 +30,19 @@ class AllowedLocations:
         """Return what a request's location is, and the entry within which it lies.
 
         A local one is returned with its links resolved, one in a store with the entry's options.
-        Looks at the disk. Raises InvalidRequest, which names the field and what there is.
+        Looks at the disk, below an entry alone. Raises InvalidRequest, which names the field and
+        what there is, and nothing of where links lead.
         """
         place = _parse(field, given)
         entries = [Location.parse(entry.replace(ACCOUNT, account_id)) for entry in self._entries]
-        if place.is_local:
-            place = _real(place)
-            entries = [_real(entry) if entry.is_local else entry for entry in entries]
-        for entry in entries:
-            if entry.scheme == place.scheme and _lies_within(place.path, entry.path):
+        within = [entry for entry in entries if _lies_within(place, entry)]
+        if not place.is_local:
+            for entry in within:
                 return Location(place.scheme, place.path, entry.options), entry
+        elif within and (real := _real(place)) is not None:
+            for entry in filter(None, map(_real, (e for e in entries if e.is_local))):
+                if _lies_within(real, entry):
+                    return real, entry
         listed = ", ".join(str(entry) for entry in entries) or "none"
         raise _refused(
             field,
@@ -49,7 +52,7 @@ class AllowedLocations:
 
 
 def _parse(field: str, given: str) -> Location:
-    scheme, colon, rest = given.partition("://")
+    scheme, colon, rest = ("", "", given) if given.startswith("/") else given.partition("://")
     path = rest if colon else given
     if not given.isprintable() or (not colon and not given.startswith("/")):
         raise _refused(field, "expected s3://BUCKET/KEY, gs://BUCKET/KEY or an absolute path")
@@ -67,12 +70,17 @@ def _parse(field: str, given: str) -> Location:
         raise _refused(field, error.message) from None
 
 
-def _real(place: Location) -> Location:
-    return Location("file", str(Path(place.path).resolve()))
+def _real(place: Location) -> Location | None:
+    """Return a local place with its links resolved; None where they lead nowhere."""
+    try:
+        return Location("file", str(Path(place.path).resolve()))
+    except (RuntimeError, OSError):  # a loop, a name that is too long
+        return None
 
 
-def _lies_within(path: str, entry: str) -> bool:
-    return path == entry or path.startswith(entry.rstrip("/") + "/")
+def _lies_within(place: Location, entry: Location) -> bool:
+    below = place.path == entry.path or place.path.startswith(entry.path.rstrip("/") + "/")
+    return place.scheme == entry.scheme and below
 
 
 def _refused(field: str, why: str, code: str | None = None) -> InvalidRequest:

@@ -48,14 +48,17 @@ def allowed(tmp_path: Path) -> AllowedLocations:
         "/etc\0",
         "",
         "s3://corpora/shared/a\nb",
+        "/proc/self/cwd/x://y",
+        "{tmp}/acct_1/../acct_1/deep/x://y",
+        "{tmp}/acct_1/*/x://y",
     ],
 )
 def test_a_location_elsewhere_is_refused_by_its_field(
-    allowed: AllowedLocations, given: str
+    allowed: AllowedLocations, given: str, tmp_path: Path
 ) -> None:
     """With 400, and without the secret that may be in it."""
     with pytest.raises(InvalidRequest, match="Invalid 'input'") as refused:
-        allowed.resolve("input", given, "acct_1")
+        allowed.resolve("input", given.replace("{tmp}", str(tmp_path)), "acct_1")
     assert "input" == refused.value.param
     assert "secret" not in refused.value.message
 
@@ -94,13 +97,41 @@ def test_links_lead_nowhere_else(allowed: AllowedLocations, tmp_path: Path) -> N
     """A link below an entry is what it leads to; so is an entry that is a link."""
     (tmp_path / "acct_1" / "out").symlink_to("/etc")
     (tmp_path / "acct_1" / "in").symlink_to(tmp_path / "acct_1" / "deep")
-    with pytest.raises(InvalidRequest, match="may not use '/etc/passwd'"):
+    with pytest.raises(InvalidRequest, match=r"acct_1/out/passwd'\. Allowed locations: "):
         allowed.resolve("input", f"{tmp_path}/acct_1/out/passwd", "acct_1")
     place, _ = allowed.resolve("input", f"{tmp_path}/acct_1/in/a", "acct_1")
     assert tmp_path / "acct_1" / "deep" / "a" == place.local_path
     (tmp_path / "link").symlink_to(tmp_path / "acct_1")
     place, _ = AllowedLocations([f"{tmp_path}/link"]).resolve("input", f"{tmp_path}/link/a", "x")
     assert tmp_path / "acct_1" / "a" == place.local_path
+
+
+@pytest.mark.fault(23)
+def test_a_refusal_tells_nothing_of_where_links_lead(tmp_path: Path) -> None:
+    """Neither those of the server, nor those of entries; a loop is refused like any other."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    (real / "loop").symlink_to(real / "loop")
+    allowed = AllowedLocations([str(link)])
+    for given in ("/proc/self/cwd/x", f"{link}/loop/x", f"{link}/{'n' * 300}/../x", "/x" * 5000):
+        with pytest.raises(InvalidRequest, match="Invalid 'input'") as refused:
+            allowed.resolve("input", given, "acct_1")
+        assert str(Path.cwd()) not in refused.value.message
+        assert str(real) not in refused.value.message
+
+
+def test_a_path_is_looked_up_below_an_entry_alone(
+    allowed: AllowedLocations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether another exists, or hangs, is nobody's to find out."""
+
+    def looked(*_: object, **__: object) -> Path:
+        raise AssertionError("looked at the disk")
+
+    monkeypatch.setattr(Path, "resolve", looked)
+    with pytest.raises(InvalidRequest, match="may not use '/proc/self/cwd/x'"):
+        allowed.resolve("input", "/proc/self/cwd/x", "acct_1")
 
 
 def test_nothing_is_allowed_unless_it_is_listed() -> None:
