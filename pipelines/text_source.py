@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from omai_ray.errors import ConfigError
+from omai_ray.text.template import parse_template
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,24 +61,7 @@ def template_source(template: str) -> TextSource:
 
     A column's name is all that braces may hold. Raises ConfigError, showing what is wrong.
     """
-    try:
-        parts = tuple(_parse(template))
-    except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}") from None
-    source = TextSource(parts, joined=True)
-    if not source.columns:
-        raise ConfigError(f"template {template!r} names no column, such as {{title}}")
-    return source
-
-
-def _parse(template: str) -> Iterator[tuple[str, str]]:
-    for literal, name, form, conversion in Formatter().parse(template):
-        if name == "":
-            raise ValueError("{} has no column's name")
-        if conversion or form:
-            asked = f"!{conversion}" if conversion else f":{form}"
-            raise ValueError(f"{{{name}{asked}}} may be nothing but a column's name")
-        yield literal, name or ""
+    return TextSource(parse_template(template), joined=True)
 
 
 def read_escapes(argument: str) -> str:

@@ -16,7 +16,8 @@ from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas import embedding_jobs as schemas
 from omai_ray.api.validation import read_body, read_query
 from omai_ray.embedding_jobs.jobs import EmbeddingJobs
-from omai_ray.errors import InvalidRequest
+from omai_ray.errors import ConfigError, InvalidRequest
+from omai_ray.text.template import parse_template
 
 
 class JobRoutes:
@@ -70,6 +71,11 @@ def _check(body: schemas.CreateEmbeddingJob) -> None:
     for one, other in (("input_file", "input"), ("column", "template")):
         if (getattr(body, one) is None) == (getattr(body, other) is None):
             raise _invalid(one, f"give '{one}' or '{other}', one of the two")
+    if body.template is not None:
+        try:
+            parse_template(body.template)
+        except ConfigError as error:
+            raise _invalid("template", error.message) from None
     if body.input is not None and body.output is None:
         raise _invalid("output", "a job that reads a location needs one to write to")
     if body.chunks is not None and body.on_long != "chunk":

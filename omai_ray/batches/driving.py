@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Generic, TypeVar
@@ -116,14 +117,9 @@ class Driving(Generic[Driven]):
             except LeaseLost:
                 return
             except Exception as error:
-                known = isinstance(error, OMAiError)
-                why = error.message if isinstance(error, OMAiError) else type(error).__name__
-                _log.warning(
-                    "%s: %s: tried again in %.0f s",
-                    name,
-                    why,
-                    retry_s,
-                    exc_info=None if known else error,
-                )
+                # Without its message, which may have a caller's text.
+                kind = type(error).__name__
+                trace = "".join(traceback.format_tb(error.__traceback__))
+                _log.warning("%s: %s: tried again in %.0f s\n%s", name, kind, retry_s, trace)
                 await self._sleep(retry_s)
                 retry_s = min(_LAST_RETRY_S, retry_s * 2)

@@ -152,6 +152,9 @@ async def test_another_accounts_place_is_refused(api: Api, owner: tuple[str, Hea
         ),
         ({"column": ...}, 400, "column", "'column' or 'template'"),
         ({"template": "{a}"}, 400, "column", "one of the two"),
+        ({"column": ..., "template": "{a!r}"}, 400, "template", "nothing but a column's name"),
+        ({"column": ..., "template": "{a"}, 400, "template", "expected '}'"),
+        ({"column": ..., "template": "none"}, 400, "template", "names no column"),
         ({"chunks": {"tokens": 5}}, 400, "chunks", "'on_long' is 'truncate'"),
         (
             {"on_long": "chunk", "chunks": {"tokens": 5, "overlap": 5}},
