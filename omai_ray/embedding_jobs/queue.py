@@ -80,11 +80,12 @@ class JobQueue(Leases[EmbeddingJob]):
         return None
 
     async def progress(self, job: EmbeddingJob, holder: str, done: Done | None) -> EmbeddingJob:
-        """Note how far a job is, where that is known; return it as it is now."""
+        """Note how far a job is, where that is known and new; return it as it is now."""
+        now = await self.read(job.id)
+        if done is None or done == Done(now.completed, now.failed, now.tokens):
+            return now
         async with self._store.writing() as connection:
-            now = await self._require_lease(connection, job, holder)
-            if done is None or done == Done(now.completed, now.failed, now.tokens):
-                return now
+            await self._require_lease(connection, job, holder)
             noted = (
                 update(embedding_jobs)
                 .where(embedding_jobs.c.id == job.id)
