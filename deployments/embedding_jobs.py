@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -16,7 +16,7 @@ import ray.exceptions
 from omai_ray.embedding_jobs.driver import JobDriver, JobRules
 from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.embedding_jobs.queue import Done, JobQueue
-from omai_ray.embedding_jobs.runner import Gathered, Measured, Refused
+from omai_ray.embedding_jobs.runner import Joined, Measured, Refused
 from omai_ray.errors import OMAiError, Overloaded
 from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
@@ -33,7 +33,6 @@ DIRECTORY = "embedding_jobs"
 """Of the outputs that become files, beside the files themselves."""
 POLL_S = 1.0
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -58,16 +57,38 @@ async def job_driver(
         await ledger.close()
 
 
-class RayJobRunner:
-    """Has jobs done by the bulk pipeline. settings: as they are now; a job begins with them."""
+async def apart(work: Callable[..., Any], *values: Any) -> Any:
+    """Return what some work gives in a process of its own, once: what it reads may be its end."""
+    made = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(work).remote(*values)
+    try:
+        with _causes():
+            return await asyncio.wrap_future(made.future())
+    except asyncio.CancelledError:
+        ray.cancel(made, force=True)
+        raise
 
-    def __init__(self, settings: Callable[[], Settings], contents: Contents) -> None:
+
+class RayJobRunner:
+    """Has jobs done by the bulk pipeline. settings: as they are now; a job begins with them.
+
+    apart: how content that is an account's is looked at.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        contents: Contents,
+        apart: Callable[..., Awaitable[Any]] = apart,
+    ) -> None:
         self._settings = settings
         self._contents = contents
+        self._apart = apart
 
     async def measure(self, job: EmbeddingJob) -> Measured:
         """See Runner."""
-        return Measured(*await self._thread(job, lambda: measure(self._task(job))))
+        with self._translated(job):
+            task = await asyncio.to_thread(self._task, job)
+            return Measured(*await self._apart(measure, task))
 
     async def run(self, job: EmbeddingJob, tell: Callable[[Done], None]) -> None:
         """See Runner. The actor, and all that it started, ends with this."""
@@ -82,23 +103,22 @@ class RayJobRunner:
             failure = error
         finally:
             ray.kill(actor)
-        # Committed rows alone: whether there was progress must not depend on those that were lost.
-        tell(_done(await asyncio.to_thread(tally, task.output)))
         if failure is not None:
+            # Of committed rows alone: whether there was progress must not depend on lost ones.
+            tell(_done(await self._apart(tally, task.output)))
             raise failure
 
-    async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
+    async def done(self, job: EmbeddingJob) -> Done:
         """See Runner."""
+        with self._translated(job):
+            place = await asyncio.to_thread(self._output, job)
+            return _done(await self._apart(tally, place))
 
-        def gather() -> Gathered:
-            place = self._output(job)
-            done = _done(tally(place))
-            if job.output is not None:
-                return Gathered(done)
-            of = self._contents.location
-            return Gathered(done, *join(place, of(output), of(error)))
-
-        return await self._thread(job, gather)
+    async def join(self, job: EmbeddingJob, output: str, error: str) -> Joined:
+        """See Runner."""
+        of = self._contents.location
+        with self._translated(job):
+            return Joined(*await self._apart(join, self._output(job), of(output), of(error)))
 
     async def leftovers(self) -> Sequence[str]:
         """See Runner."""
@@ -108,10 +128,6 @@ class RayJobRunner:
     async def discard(self, name: str) -> None:
         """See Runner."""
         await asyncio.to_thread(_remove, self._contents.location(DIRECTORY).child(name))
-
-    async def _thread(self, job: EmbeddingJob, work: Callable[[], T]) -> T:
-        with self._translated(job):
-            return await asyncio.to_thread(work)
 
     def _task(self, job: EmbeddingJob) -> Task:
         settings = self._settings()
@@ -151,7 +167,7 @@ class RayJobRunner:
         try:
             yield
         except OMAiError as error:
-            _log.warning("%s: %s", job.id, error.message)
+            _log.warning("%s: %s", job.id, type(error).__name__)  # a template is its owner's
             if error.status < 500 or is_final(error):
                 raise Refused(self._shown(error.message)) from None
             raise
@@ -166,11 +182,20 @@ class RayJobRunner:
 
 async def _follow(actor: Any, task: Task, tell: Callable[[Done], None]) -> None:
     """Have an actor run a task, and tell how far it is. Raises OMAiError, or one of Ray's."""
-    try:
+    with _causes():
         running = asyncio.wrap_future(actor.run.remote(task).future())
         while not (await asyncio.wait({running}, timeout=POLL_S))[0]:
             tell(_done(await asyncio.wrap_future(actor.progress.remote().future())))
         running.result()
+        # The actor's last word: what is in a location is its account's to delete.
+        tell(_done(await asyncio.wrap_future(actor.progress.remote().future())))
+
+
+@contextmanager
+def _causes() -> Iterator[None]:
+    """Raise what another process raised, where that is an OMAiError."""
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OMAiError):
             raise error.cause from None

@@ -19,7 +19,7 @@ from omai_ray.batches.turns import Turns
 from omai_ray.batches.watch import Sleep
 from omai_ray.catalog import Catalog
 from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
-from omai_ray.embedding_jobs.runner import Gathered, Refused, Runner
+from omai_ray.embedding_jobs.runner import Joined, Refused, Runner
 from omai_ray.errors import OMAiError, ServerError
 from omai_ray.files.names import file_id
 from omai_ray.identity.principal import Principal
@@ -37,7 +37,7 @@ _FAILED = (
     f"The job stopped, and trying again {MAX_ATTEMPTS} times did not help. The server's log says "
     "why."
 )
-_LOST = JobError("results_lost", "What the job has done is no longer in the server's storage.")
+_LOST = JobError("results_lost", "What the job has done is no longer where it was written.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class JobDriver(Driving[EmbeddingJob]):
         self._recorder = recorder or Recorder()
         self._told: dict[str, Done] = {}
         self._troubles: dict[str, tuple[int, Done]] = {}
+        self._files: dict[str, tuple[str, str]] = {}
 
     async def observe(self) -> None:
         """Tell the recorder what there is to do, and what was done."""
@@ -101,6 +102,7 @@ class JobDriver(Driving[EmbeddingJob]):
     def _leave(self, name: str) -> None:
         self._told.pop(name, None)
         self._troubles.pop(name, None)
+        self._files.pop(name, None)
 
     async def _step(self, name: str) -> bool:
         """Take a job one state further; whether that was its last one."""
@@ -186,47 +188,56 @@ class JobDriver(Driving[EmbeddingJob]):
 
     async def _finish(self, job: EmbeddingJob) -> None:
         now_s = self._clock()
-        output, error = file_id(now_s), file_id(now_s)
-        gathered, lost = await self._gathered(job, output, error)
-        if gathered.done.tokens:
-            await self._ledger.record(self._usage(job, gathered.done.tokens, now_s))
+        # At each try the same two: what one left is written over by the next.
+        output, error = self._files.setdefault(job.id, (file_id(now_s), file_id(now_s)))
+        done, joined, lost = await self._gathered(job, output, error)
+        if done.tokens:
+            await self._ledger.record(self._usage(job, done.tokens, now_s))
         if lost is not None and job.error is None:
             job = replace(job, error=asdict(lost))
         files = [
             None if size is None else _file(job, name, kind, size, now_s)
             for name, kind, size in (
-                (output, "output", gathered.output_bytes),
-                (error, "error", gathered.error_bytes),
+                (output, "output", joined.output_bytes),
+                (error, "error", joined.error_bytes),
             )
         ]
-        await self._queue.finish(job, self.holder, gathered.done, *files)
+        await self._queue.finish(job, self.holder, done, *files)
         if job.output is None:
             await self._runner.discard(job.id)
 
     async def _gathered(
         self, job: EmbeddingJob, output: str, error: str
-    ) -> tuple[Gathered, JobError | None]:
-        """Return what is committed; what was told of it last, and why, where it cannot be had.
+    ) -> tuple[Done, Joined, JobError | None]:
+        """Return what is committed, as files; what is known of it, and why, where it is not there.
 
         A location that is of no use is soon given up; a directory among the files that is not there
         may be one that is not mounted, and is waited for.
         """
         if job.in_progress_at is None:
-            return Gathered(), None
-        told = Gathered(Done(job.completed, job.failed, job.tokens))
+            return Done(), Joined(), None
+        ended = job.status == "finalizing" and job.error is None
+        # All that was told of a job that came to its end is committed; of others, nobody knows.
+        told = Done(job.completed, job.failed, job.tokens) if ended else Done()
+        lost: JobError | None = None
         try:
-            gathered = await self._runner.gather(job, output, error)
-            rows = gathered.done.completed + gathered.done.failed
-            if _is_whole(job) and rows < job.total:
-                raise ServerError(f"{rows} of {job.total} rows are there")
+            done = await self._runner.done(job)
+            # An input among the files cannot change: each of its rows must have been done.
+            rows, least = done.completed + done.failed, told.completed + told.failed
+            if ended and job.input_file_id is not None:
+                least = job.total
+            if rows < least:
+                lost = _LOST
+                raise ServerError(f"{rows} of {least} rows are there")
+            joined = Joined() if job.output else await self._runner.join(job, output, error)
         except Exception as failure:
             if job.output is not None:
                 if isinstance(failure, Refused) or self._is_given_up(job):
-                    return told, None
+                    return told, Joined(), lost
             elif self._clock() - (job.finalizing_at or job.cancelling_at or 0.0) > MISSED_S:
-                return told, _LOST
+                return told, Joined(), _LOST
             raise
-        return gathered, None
+        return replace(done, tokens=max(done.tokens, told.tokens)), joined, None
 
     def _usage(self, job: EmbeddingJob, tokens: int, now_s: float) -> UsageRecord:
         """Return the job's one record: always under the same id, so that it counts once."""
@@ -248,12 +259,6 @@ class JobDriver(Driving[EmbeddingJob]):
             cost=None if price is None else price.of(tokens, 0, 0, in_batch=True),
             batch_id=job.id,
         )
-
-
-def _is_whole(job: EmbeddingJob) -> bool:
-    """Whether each row of the input, which cannot change, must have been done."""
-    finished = job.status == "finalizing" and job.error is None
-    return finished and job.input_file_id is not None
 
 
 def _file(job: EmbeddingJob, name: str, kind: str, size: int, now_s: float) -> File:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from omai_ray.embedding_jobs.queue import Done
@@ -23,10 +23,9 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """What a job has done. Bytes are of the files with rows and with dead letters, where made."""
+class Joined:
+    """Bytes of the files with rows and with dead letters, where made."""
 
-    done: Done = field(default_factory=Done)
     output_bytes: int | None = None
     error_bytes: int | None = None
 
@@ -40,8 +39,11 @@ class Runner(Protocol):
     async def run(self, job: EmbeddingJob, tell: Callable[[Done], None]) -> None:
         """Do what is not done yet. Cancelling it ends the work; what is committed stays."""
 
-    async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
-        """Return what is committed, put together as content under these names for a file's job."""
+    async def done(self, job: EmbeddingJob) -> Done:
+        """Return what is committed."""
+
+    async def join(self, job: EmbeddingJob, output: str, error: str) -> Joined:
+        """Put together what is committed among the files as content under these names."""
 
     async def leftovers(self) -> Sequence[str]:
         """Return the jobs that have a directory among the files."""

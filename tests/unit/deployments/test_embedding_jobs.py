@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import WorkerCrashedError
 
 from deployments.embedding_jobs import DIRECTORY, RayJobRunner
 from omai_ray.catalog import ModelSpec
 from omai_ray.embedding_jobs.queue import Done
-from omai_ray.embedding_jobs.runner import Gathered, Measured, Refused
+from omai_ray.embedding_jobs.runner import Joined, Measured, Refused
 from omai_ray.errors import Overloaded
 from omai_ray.files import Contents
 from omai_ray.files.names import file_id
@@ -22,6 +24,7 @@ from omai_ray.storage import Location
 from omai_ray.store import EmbeddingJob
 from pipelines.progress import Silent
 from pipelines.run import run_job
+from pipelines.run_embedding_job import join, measure, tally
 from tests.s3_server import s3_server
 from tests.unit.pipelines.conftest import FakeEngine, LocalExecutor
 
@@ -72,7 +75,12 @@ def runner_of(contents: Contents, *locations: str) -> RayJobRunner:
     settings = Settings(
         models=(MODEL,), embedding_jobs=EmbeddingJobSettings(locations=tuple(locations))
     )
-    return RayJobRunner(lambda: settings, contents)
+    return RayJobRunner(lambda: settings, contents, here)
+
+
+async def here(work: Callable[..., Any], *values: Any) -> Any:
+    """Do some work in this process."""
+    return await asyncio.to_thread(work, *values)
 
 
 async def test_an_uploads_rows_become_files_and_its_directory_goes(contents: Contents) -> None:
@@ -84,13 +92,11 @@ async def test_an_uploads_rows_become_files_and_its_directory_goes(contents: Con
     engine = FakeEngine()
     run_job(runner._task(job).job(), lambda _: nullcontext(LocalExecutor(engine)), Silent())
     assert [job.id] == await runner.leftovers()
-    gathered = await runner.gather(job, OUTPUT, ERROR)
+    done = await runner.done(job)
+    assert Done(599, 1, done.tokens) == done
+    joined = await runner.join(job, OUTPUT, ERROR)
     output, error = contents.location(OUTPUT), contents.location(ERROR)
-    tokens = gathered.done.tokens
-    assert (
-        Gathered(Done(599, 1, tokens), len(output.read_bytes()), len(error.read_bytes()))
-        == gathered
-    )
+    assert Joined(len(output.read_bytes()), len(error.read_bytes())) == joined
     rows = pq.read_table(io.BytesIO(output.read_bytes()))
     assert [n for n in range(600) if n != 3] == rows["id"].to_pylist()
     assert "embedding" in rows.column_names
@@ -117,6 +123,33 @@ async def test_an_owner_is_told_what_is_wrong_and_not_where_files_are(
     assert str(contents.root) not in str(refused.value)
 
 
+async def test_an_accounts_content_is_read_in_another_process(contents: Contents) -> None:
+    """One that it ends is an attempt that failed; the driver goes on."""
+    asked: list[Any] = []
+
+    async def crash(work: Callable[..., Any], *_: Any) -> None:
+        asked.append(work)
+        raise WorkerCrashedError
+
+    runner = RayJobRunner(lambda: Settings(models=(MODEL,)), contents, crash)
+    job = job_of(input_file_id=file_id(0.0))
+    for looking in (runner.measure(job), runner.done(job), runner.join(job, OUTPUT, ERROR)):
+        with pytest.raises(WorkerCrashedError):
+            await looking
+    assert [measure, tally, join] == asked
+
+
+async def test_the_log_has_no_text_of_a_template(
+    contents: Contents, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner sees it; the log has the job and the kind of error."""
+    job = job_of(input_file_id=file_id(0.0), task={"template": "a secret {text!r}"})
+    with pytest.raises(Refused, match="a secret"):
+        await runner_of(contents).measure(job)
+    assert "embjob_1: ConfigError" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_what_is_allowed_is_looked_at_again_when_a_job_is_done(tmp_path: Path) -> None:
     """The list may be another by then, and a link."""
     contents = Contents.at(str(tmp_path / "files"))
@@ -133,7 +166,7 @@ async def test_what_is_allowed_is_looked_at_again_when_a_job_is_done(tmp_path: P
     with pytest.raises(Refused, match="jobs may not use"):
         await runner.measure(job)
     with pytest.raises(Refused, match="Allowed locations: none"):
-        await runner_of(contents).gather(job, OUTPUT, ERROR)
+        await runner_of(contents).done(job)
     contents.close()
 
 
@@ -151,13 +184,11 @@ async def test_a_locations_results_stay_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(parquet(["a", None]))
     job = job_of(input=f"{tmp_path}/a.parquet", output=f"{tmp_path}/out/embjob_1")
     runner = runner_of(contents, str(tmp_path))
-    assert Gathered() == await runner.gather(job, OUTPUT, ERROR)
+    assert Done() == await runner.done(job)
     executor = LocalExecutor(FakeEngine())
     run_job(runner._task(job).job(), lambda _: nullcontext(executor), Silent())
-    gathered = await runner.gather(job, OUTPUT, ERROR)
-    assert (1, 1, None, None) == (
-        gathered.done.completed, gathered.done.failed, gathered.output_bytes, gathered.error_bytes,
-    )  # fmt: skip
+    done = await runner.done(job)
+    assert (1, 1) == (done.completed, done.failed)
     assert 1 == pq.read_table(f"{tmp_path}/out/embjob_1").num_rows
     assert [] == Location.parse(tmp_path / "files").list()
     contents.close()

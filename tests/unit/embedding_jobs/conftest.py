@@ -16,7 +16,7 @@ from omai_ray.embedding_jobs.driver import JobDriver, JobRules
 from omai_ray.embedding_jobs.jobs import EmbeddingJobs
 from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.embedding_jobs.queue import Done, JobQueue
-from omai_ray.embedding_jobs.runner import Gathered, Measured
+from omai_ray.embedding_jobs.runner import Joined, Measured
 from omai_ray.files import Contents, Files
 from omai_ray.identity.directory import Directory
 from omai_ray.ledger import UsageLedger
@@ -56,7 +56,7 @@ class Rows:
     fail: dict[str, list[Exception]] = field(default_factory=dict)
     pause: tuple[int, asyncio.Event] | None = None
     bytes: int = 400
-    done: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     embedded: list[tuple[str, int]] = field(default_factory=list)
     directories: set[str] = field(default_factory=set)
     paused: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,8 +65,8 @@ class Rows:
         if self.fail.get(name):
             raise self.fail[name].pop(0)
 
-    def _done(self, job: str) -> Done:
-        rows = self.done.get(job, 0)
+    def _committed(self, job: str) -> Done:
+        rows = self.rows.get(job, 0)
         dead = int(rows > 3)
         return Done(rows - dead, dead, 7 * (rows - dead))
 
@@ -77,28 +77,33 @@ class Rows:
     async def run(self, job: EmbeddingJob, tell: Callable[[Done], None]) -> None:
         self._step("begin")
         self.directories.add(job.id)
-        while self.done.get(job.id, 0) < ROWS:
+        while self.rows.get(job.id, 0) < ROWS:
             self._step("run")
-            row = self.done.get(job.id, 0)
+            row = self.rows.get(job.id, 0)
             if self.pause is not None and row == self.pause[0]:
                 self.paused.set()
                 await self.pause[1].wait()
             self.embedded.append((job.id, row))
-            self.done[job.id] = row + 1
-            tell(self._done(job.id))
+            self.rows[job.id] = row + 1
+            tell(self._committed(job.id))
             await asyncio.sleep(0)
 
-    async def gather(self, job: EmbeddingJob, output: str, error: str) -> Gathered:
-        self._step("gather")
-        done = self._done(job.id)
+    async def done(self, job: EmbeddingJob) -> Done:
+        self._step("done")
+        return self._committed(job.id)
+
+    async def join(self, job: EmbeddingJob, output: str, error: str) -> Joined:
+        self._step("join")
+        done = self._committed(job.id)
         sizes: list[int | None] = [None, None]
         for index, (name, rows) in enumerate(((output, done.completed), (error, done.failed))):
-            if rows and job.output is None:
+            if rows:
                 draft = self.contents.draft(name)
                 await draft.write(b"x" * rows)
                 await draft.complete()
                 sizes[index] = rows
-        return Gathered(done, *sizes)
+        self._step("joined")
+        return Joined(*sizes)
 
     async def leftovers(self) -> Sequence[str]:
         return sorted(self.directories)

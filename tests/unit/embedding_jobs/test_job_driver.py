@@ -8,7 +8,8 @@ from sqlalchemy import update
 
 from omai_ray.embedding_jobs.driver import MAX_ATTEMPTS
 from omai_ray.embedding_jobs.jobs import MAX_UNFINISHED
-from omai_ray.embedding_jobs.runner import Gathered, Refused
+from omai_ray.embedding_jobs.queue import Done
+from omai_ray.embedding_jobs.runner import Refused
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
 from omai_ray.store import EmbeddingJob
 from omai_ray.store.tables import accounts
@@ -104,6 +105,25 @@ async def test_a_budget_that_is_spent_and_a_suspended_account_fail_their_jobs(
     assert not world.runner.embedded
 
 
+async def test_looking_at_a_job_writes_nothing_unless_its_numbers_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that waits is looked at each second."""
+    job = await world.submit()
+    await world.queue.claim("me", LEASE_S)
+    assert await world.queue.begin(job, "me", ROWS, 1, None) is None
+    await world.queue.progress(job, "me", Done(1, 0, 7))
+
+    def writing() -> None:
+        raise AssertionError("a write")
+
+    monkeypatch.setattr(world.store, "writing", writing)
+    for done in (None, Done(1, 0, 7)):
+        assert 1 == (await world.queue.progress(job, "me", done)).completed
+    with pytest.raises(AssertionError, match="a write"):
+        await world.queue.progress(job, "me", Done(2, 0, 14))
+
+
 async def test_a_cancelled_job_keeps_what_is_done_and_pays_for_it(world: World) -> None:
     """Its run is ended; what it had committed becomes files."""
     job = await world.submit()
@@ -153,7 +173,7 @@ async def test_another_driver_goes_on_where_one_was_killed(world: World) -> None
     assert [63] == [record["prompt_tokens"] for record in await world.charged(job)]
 
 
-@pytest.mark.parametrize("step", ["measure", "begin", "run", "gather", "discard"])
+@pytest.mark.parametrize("step", ["measure", "begin", "run", "done", "join", "joined", "discard"])
 async def test_what_may_pass_is_tried_again(world: World, step: str) -> None:
     """Each of a job's steps; the outcome is that of an undisturbed one."""
     world.runner.fail[step] = [Overloaded("away"), ServerError("odd"), RuntimeError("odd")]
@@ -163,13 +183,18 @@ async def test_what_may_pass_is_tried_again(world: World, step: str) -> None:
     assert 1 == len(await world.charged(job))
 
 
-async def test_a_job_that_makes_no_progress_fails_in_the_end(world: World) -> None:
-    """The log has why; what was done before is kept and charged."""
-    world.runner.fail["run"] = [ServerError("a secret place")] * (MAX_ATTEMPTS + 1)
+@pytest.mark.parametrize("kind", [ServerError, RuntimeError])
+async def test_a_job_that_makes_no_progress_fails_in_the_end(
+    world: World, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the kind of error, and no text, which may be a caller's."""
+    world.runner.fail["run"] = [kind("a secret place")] * (MAX_ATTEMPTS + 1)
     job = await world.run()
     assert job.error is not None
     assert ("failed", "job_failed") == (job.status, job.error["code"])
     assert "secret" not in job.error["message"]
+    assert "secret" not in caplog.text
+    assert f"{job.id}: {kind.__name__}: tried again in 1 s" in caplog.text
     assert 1 == len(world.runner.fail["run"])
 
 
@@ -198,41 +223,82 @@ async def test_a_location_that_is_of_no_use_any_more_ends_its_job_all_the_same(
 ) -> None:
     """By what was told of it last; the platform's own storage is waited for instead."""
     corpora = str(world.root / "corpora")
-    world.runner.fail["gather"] = [Refused("not allowed any more")]
+    world.runner.fail["done"] = [Refused("not allowed any more")]
     job = await world.run(input=corpora, output=corpora)
     assert "completed" == job.status
     assert (ROWS, 9, 1, 63) == counts(job)
-    world.runner.fail["gather"] = [ServerError("away")] * (MAX_ATTEMPTS + 5)
+    world.runner.fail["done"] = [ServerError("away")] * (MAX_ATTEMPTS + 5)
     job = await world.run(input=corpora, output=corpora)
     assert "completed" == job.status
-    assert 5 == len(world.runner.fail["gather"])
-    world.runner.fail["gather"] = [ServerError("away")] * (MAX_ATTEMPTS + 5)
+    assert 5 == len(world.runner.fail["done"])
+    world.runner.fail["done"] = [ServerError("away")] * (MAX_ATTEMPTS + 5)
     job = await world.run()
     assert job.output_file_id is not None
-    assert not world.runner.fail["gather"]
+    assert not world.runner.fail["done"]
+
+
+@pytest.mark.parametrize("left", [Done(), Done(ROWS - 2, 1, 0), Done(9, 1, 5)])
+async def test_a_location_whose_ledger_was_deleted_is_paid_for(world: World, left: Done) -> None:
+    """It is the account's to write to; where rows are missing, the job has failed."""
+
+    async def committed(_: EmbeddingJob) -> Done:
+        return left
+
+    world.runner.done = committed  # type: ignore[assignment,method-assign]
+    corpora = str(world.root / "corpora")
+    job = await world.run(input=corpora, output=corpora)
+    whole = left.completed == 9
+    assert ("completed" if whole else "failed") == job.status
+    assert (None if whole else "results_lost") == (job.error and job.error["code"])
+    assert (ROWS, 9, 1, 63) == counts(job)
+    assert [63] == [record["prompt_tokens"] for record in await world.charged(job)]
+
+
+async def test_what_was_only_told_of_a_cancelled_job_is_not_charged(world: World) -> None:
+    """Its place is gone: nobody knows what was committed."""
+    corpora = str(world.root / "corpora")
+    job = await world.submit(input=corpora, output=corpora)
+    world.runner.pause = (6, asyncio.Event())
+    world.runner.fail["done"] = [Refused("not allowed any more")]
+    driving = asyncio.create_task(world.drive(driver := world.driver()))
+    await world.runner.paused.wait()
+    assert 35 == (await world.queue.progress(job, driver.holder, Done(5, 1, 35))).tokens
+    await world.jobs.cancel(world.account, job.id)
+    await driving
+    job = await world.queue.read(job.id)
+    assert ("cancelled", 0) == (job.status, job.tokens)
+    assert not await world.charged(job)
+
+
+async def test_tries_to_end_a_job_leave_no_other_files(world: World) -> None:
+    """Its rows and dead letters have the same names each time, and are counted before."""
+    world.runner.fail["joined"] = [ServerError("away")] * 3
+    job = await world.run()
+    names = {job.input_file_id, job.output_file_id, job.error_file_id}
+    assert names == {stat.name for stat in world.contents.root.list()}
 
 
 async def test_results_that_are_gone_are_waited_for_an_hour(world: World) -> None:
     """A directory that is not mounted looks like one that is empty; then the job has failed."""
     job = await world.submit()
-    gather, gone = world.runner.gather, 3
+    committed, gone = world.runner.done, 3
 
-    async def empty(job: EmbeddingJob, output: str, error: str) -> Gathered:
+    async def empty(job: EmbeddingJob) -> Done:
         nonlocal gone
         gone -= 1
-        return Gathered() if gone >= 0 else await gather(job, output, error)
+        return Done() if gone >= 0 else await committed(job)
 
-    world.runner.gather = empty  # type: ignore[method-assign]
+    world.runner.done = empty  # type: ignore[method-assign]
     await world.drive()
     job = await world.queue.read(job.id)
     assert ("completed", -1) == (job.status, gone)
     assert (ROWS, 9, 1, 63) == counts(job)
 
-    async def never(*_: object) -> Gathered:
+    async def never(_: object) -> Done:
         world.clock.now_s += 600.0
-        return Gathered()
+        return Done()
 
-    world.runner.gather = never  # type: ignore[assignment,method-assign]
+    world.runner.done = never  # type: ignore[assignment,method-assign]
     job = await world.run()
     assert job.error is not None
     assert ("failed", "results_lost", None) == (job.status, job.error["code"], job.output_file_id)
