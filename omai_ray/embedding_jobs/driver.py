@@ -20,7 +20,7 @@ from omai_ray.batches.watch import Sleep
 from omai_ray.catalog import Catalog
 from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
 from omai_ray.embedding_jobs.runner import Joined, Refused, Runner
-from omai_ray.errors import OMAiError, ServerError
+from omai_ray.errors import OMAiError, QuotaExceeded, ServerError
 from omai_ray.files.names import file_id
 from omai_ray.identity.principal import Principal
 from omai_ray.ledger import UsageLedger, UsageRecord
@@ -37,6 +37,7 @@ _FAILED = (
     f"The job stopped, and trying again {MAX_ATTEMPTS} times did not help. The server's log says "
     "why."
 )
+_EXCESS = "token_limit_exceeded"
 _LOST = JobError("results_lost", "What the job has done is no longer where it was written.")
 
 
@@ -168,6 +169,8 @@ class JobDriver(Driving[EmbeddingJob]):
                 now = await self._noted(job)
                 if now is not None and now.status != "in_progress":
                     return None
+                if not running.done() and (excess := await self._excess(job)) is not None:
+                    return excess
             running.result()
         finally:
             running.cancel()
@@ -178,6 +181,24 @@ class JobDriver(Driving[EmbeddingJob]):
     async def _in_turn(self, job: EmbeddingJob) -> None:
         async with self._turns.turn(job.account_id):
             await self._runner.run(job, lambda done: self._told.update({job.id: done}))
+
+    async def _excess(self, job: EmbeddingJob) -> JobError | None:
+        """Return what ends a job that embeds more than was estimated, and more than it may."""
+        tokens = self._told.get(job.id, Done()).tokens
+        if tokens <= job.enqueued_tokens:
+            return None
+        try:
+            owner = await self._owner(job.account_id, job.key_id)
+            limit = tier_of(owner.tier, self._rules().tiers).batch_enqueued_tokens
+            if limit is not None and tokens > limit:
+                return JobError(_EXCESS, f"The job has embedded {tokens} tokens. Limit {limit}.")
+            await self._require_budget(owner, tokens)
+        except QuotaExceeded as error:
+            return JobError(_EXCESS, error.message)
+        except OMAiError as error:
+            if error.status < 500:
+                raise
+        return None
 
     async def _noted(self, job: EmbeddingJob) -> EmbeddingJob | None:
         """Note how far a job is; None where the database is away, and what is at work goes on."""

@@ -30,6 +30,7 @@ ROWS = 10
 MODEL = ModelSpec(name="emb", task="embedding", source="unused", price=Price(input=2.0))
 TIERS = {
     "pro": Tier(requests_per_minute=1, tokens_per_minute=1, batch_enqueued_tokens=1000),
+    "tiny": Tier(requests_per_minute=1, tokens_per_minute=1, batch_enqueued_tokens=30),
     "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None),
 }
 

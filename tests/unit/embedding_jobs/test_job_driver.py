@@ -105,6 +105,26 @@ async def test_a_budget_that_is_spent_and_a_suspended_account_fail_their_jobs(
     assert not world.runner.embedded
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({"tier": "tiny"}, "Limit 30"), ({"monthly_tokens": 30}, "monthly budget: Limit 30")],
+)
+async def test_a_job_that_embeds_more_than_its_account_may_is_ended(
+    world: World, limits: dict[str, Any], message: str
+) -> None:
+    """Compressed bytes are but an estimate; what is committed is kept and charged."""
+    await world.open_account("small", **limits)
+    world.runner.bytes = 40
+    world.runner.pause = (7, asyncio.Event())
+    job = await asyncio.wait_for(world.run(account="small"), 20.0)
+    assert job.error is not None
+    assert ("failed", "token_limit_exceeded") == (job.status, job.error["code"])
+    assert message in job.error["message"]
+    assert (ROWS, 6, 1, 42) == counts(job)
+    assert 6 == (await world.files.get("small", str(job.output_file_id))).bytes
+    assert [42] == [record["prompt_tokens"] for record in await world.charged(job)]
+
+
 async def test_looking_at_a_job_writes_nothing_unless_its_numbers_changed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
