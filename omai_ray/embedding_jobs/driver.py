@@ -175,7 +175,7 @@ class JobDriver(Driving[EmbeddingJob]):
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-        await self._queue.close(job, self.holder, None)
+        await self._queue.close(job, self.holder, None, self._told.get(job.id))
         return None
 
     async def _in_turn(self, job: EmbeddingJob) -> None:

@@ -94,14 +94,20 @@ class JobQueue(Leases[EmbeddingJob]):
             )
             return EmbeddingJob.from_row((await connection.execute(noted)).mappings().one())
 
-    async def close(self, job: EmbeddingJob, holder: str, problem: JobError | None) -> None:
-        """Do no more of a job, unless it was cancelled meanwhile; problem: what it fails by."""
+    async def close(
+        self, job: EmbeddingJob, holder: str, problem: JobError | None, done: Done | None = None
+    ) -> None:
+        """Do no more of a job, unless it was cancelled meanwhile.
+
+        problem: what it fails by. done: how far it is, where that is known.
+        """
         error = None if problem is None else asdict(problem)
+        known = {} if done is None else asdict(done)
         running = embedding_jobs.c.status.in_(("validating", "in_progress"))
         closed = (
             update(embedding_jobs)
             .where(embedding_jobs.c.id == job.id, running)
-            .values(status="finalizing", finalizing_at=self._clock(), error=error)
+            .values(status="finalizing", finalizing_at=self._clock(), error=error, **known)
         )
         async with self._store.writing() as connection:
             await self._require_lease(connection, job, holder)

@@ -340,9 +340,12 @@ async def test_progress_goes_on_while_the_database_is_away(world: World) -> None
             raise Overloaded("away")
 
     away = Away()
-    job = await world.submit()
+    corpora = str(world.root / "corpora")
+    job = await world.submit(input=corpora, output=corpora)
+    world.runner.fail["done"] = [Refused("not allowed any more")]
     await world.drive(world.driver(away))
-    assert "completed" == (await world.queue.read(job.id)).status
+    job = await world.queue.read(job.id)
+    assert ("completed", (ROWS, 9, 1, 63)) == (job.status, counts(job))  # as told at its end
     assert away.asked
     assert ROWS == len(world.runner.embedded)
 
