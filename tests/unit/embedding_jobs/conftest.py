@@ -24,6 +24,7 @@ from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.settings import Tier
 from omai_ray.store import EmbeddingJob, Store
 from omai_ray.store.tables import accounts
+from tests.unit.batches.conftest import Clock
 
 LEASE_S = 15.0
 ROWS = 10
@@ -33,16 +34,6 @@ TIERS = {
     "tiny": Tier(requests_per_minute=1, tokens_per_minute=1, batch_enqueued_tokens=30),
     "enterprise": Tier(requests_per_minute=None, tokens_per_minute=None),
 }
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @dataclass
