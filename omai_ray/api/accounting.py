@@ -29,6 +29,11 @@ def principal_of(request: Request) -> Principal:
     return principal
 
 
+def own_of(request: Request, parameter: str) -> tuple[str, str]:
+    """Return the caller's account, and what the path names by a parameter."""
+    return principal_of(request).account_id, request.path_params[parameter]
+
+
 def permitted(request: Request, name: str, served: Model) -> Model:
     """Return the model that a request calls `name`. Raises PermissionDenied where it may not."""
     principal_of(request).require_model(name, served.spec.name)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omai_ray.api import openapi
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import own_of, principal_of
 from omai_ray.api.records import frame
 from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas import batches as schemas
@@ -39,7 +39,7 @@ class BatchRoutes:
 
     async def list(self, request: Request) -> Response:
         """Answer GET /v1/batches."""
-        query = read_query(request, schemas.ListBatchesQuery)
+        query = read_query(request, schemas.NewestFirst)
         account_id = principal_of(request).account_id
         page = await self._batches.list(account_id, after=query.after, limit=query.limit)
         data = [schemas.BatchObject.of(batch) for batch in page.items]
@@ -48,18 +48,13 @@ class BatchRoutes:
 
     async def retrieve(self, request: Request) -> Response:
         """Answer GET /v1/batches/{batch_id}."""
-        batch = await self._batches.get(*_named(request))
+        batch = await self._batches.get(*own_of(request, "batch_id"))
         return ObjectResponse(schemas.BatchObject.of(batch))
 
     async def cancel(self, request: Request) -> Response:
         """Answer POST /v1/batches/{batch_id}/cancel."""
-        batch = await self._batches.cancel(*_named(request))
+        batch = await self._batches.cancel(*own_of(request, "batch_id"))
         return ObjectResponse(schemas.BatchObject.of(batch))
-
-
-def _named(request: Request) -> tuple[str, str]:
-    """Return the caller's account and the batch that the path names."""
-    return principal_of(request).account_id, request.path_params["batch_id"]
 
 
 def add_batch_routes(app: FastAPI, routes: BatchRoutes) -> None:
@@ -69,6 +64,6 @@ def add_batch_routes(app: FastAPI, routes: BatchRoutes) -> None:
     add("POST", root, routes.create, batch, summary="Create a batch",
         body=schemas.CreateBatch)  # fmt: skip
     add("GET", root, routes.list, schemas.BatchList, summary="List batches",
-        query=schemas.ListBatchesQuery)  # fmt: skip
+        query=schemas.NewestFirst)  # fmt: skip
     add("GET", f"{root}/{{batch_id}}", routes.retrieve, batch, summary="Retrieve a batch")
     add("POST", f"{root}/{{batch_id}}/cancel", routes.cancel, batch, summary="Cancel a batch")

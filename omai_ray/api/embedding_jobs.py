@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omai_ray.api import openapi
-from omai_ray.api.accounting import permitted, principal_of
+from omai_ray.api.accounting import own_of, permitted, principal_of
 from omai_ray.api.backends import ServedModels
 from omai_ray.api.records import frame
 from omai_ray.api.render import ObjectResponse
 from omai_ray.api.schemas import embedding_jobs as schemas
+from omai_ray.api.schemas.batches import NewestFirst
 from omai_ray.api.validation import read_body, read_query
 from omai_ray.embedding_jobs.jobs import EmbeddingJobs
 from omai_ray.errors import ConfigError, InvalidRequest
@@ -49,7 +50,7 @@ class JobRoutes:
 
     async def list(self, request: Request) -> Response:
         """Answer GET /v1/embedding_jobs."""
-        query = read_query(request, schemas.ListEmbeddingJobsQuery)
+        query = read_query(request, NewestFirst)
         account_id = principal_of(request).account_id
         page = await self._jobs.list(account_id, after=query.after, limit=query.limit)
         data = [schemas.EmbeddingJobObject.of(job) for job in page.items]
@@ -58,11 +59,13 @@ class JobRoutes:
 
     async def retrieve(self, request: Request) -> Response:
         """Answer GET /v1/embedding_jobs/{job_id}."""
-        return ObjectResponse(schemas.EmbeddingJobObject.of(await self._jobs.get(*_named(request))))
+        return ObjectResponse(
+            schemas.EmbeddingJobObject.of(await self._jobs.get(*own_of(request, "job_id")))
+        )
 
     async def cancel(self, request: Request) -> Response:
         """Answer POST /v1/embedding_jobs/{job_id}/cancel."""
-        job = await self._jobs.cancel(*_named(request))
+        job = await self._jobs.cancel(*own_of(request, "job_id"))
         return ObjectResponse(schemas.EmbeddingJobObject.of(job))
 
 
@@ -92,11 +95,6 @@ def _invalid(field: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid '{field}': {why}.", param=field)
 
 
-def _named(request: Request) -> tuple[str, str]:
-    """Return the caller's account and the job that the path names."""
-    return principal_of(request).account_id, request.path_params["job_id"]
-
-
 def add_job_routes(app: FastAPI, routes: JobRoutes) -> None:
     """Add all of them to the application."""
     add = partial(openapi.add_route, app, tag="Embedding jobs")
@@ -104,6 +102,6 @@ def add_job_routes(app: FastAPI, routes: JobRoutes) -> None:
     add("POST", root, routes.create, job, summary="Create an embedding job",
         body=schemas.CreateEmbeddingJob)  # fmt: skip
     add("GET", root, routes.list, schemas.EmbeddingJobList, summary="List embedding jobs",
-        query=schemas.ListEmbeddingJobsQuery)  # fmt: skip
+        query=NewestFirst)  # fmt: skip
     add("GET", f"{root}/{{job_id}}", routes.retrieve, job, summary="Retrieve an embedding job")
     add("POST", f"{root}/{{job_id}}/cancel", routes.cancel, job, summary="Cancel an embedding job")

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from omai_ray.api import openapi
-from omai_ray.api.accounting import principal_of
+from omai_ray.api.accounting import own_of, principal_of
 from omai_ray.api.multipart import Part, read_parts
 from omai_ray.api.records import frame
 from omai_ray.api.render import ObjectResponse
@@ -69,8 +69,8 @@ class FileRoutes:
 
     async def delete(self, request: Request) -> Response:
         """Answer DELETE /v1/files/{file_id}."""
-        file = request.path_params["file_id"]
-        await self._files.delete(principal_of(request).account_id, file)
+        account_id, file = own_of(request, "file_id")
+        await self._files.delete(account_id, file)
         return ObjectResponse(schemas.FileDeleted(id=file))
 
     async def content(self, request: Request) -> Response:
@@ -86,9 +86,7 @@ class FileRoutes:
         return Response(status_code=extent.status, headers=_headers(file, extent))
 
     async def _file(self, request: Request) -> File:
-        return await self._files.get(
-            principal_of(request).account_id, request.path_params["file_id"]
-        )
+        return await self._files.get(*own_of(request, "file_id"))
 
 
 class _Form:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from sqlalchemy import insert
-
 from omai_ray.batches.lines import Endpoint
-from omai_ray.batches.owned import Owned
-from omai_ray.errors import InvalidRequest
+from omai_ray.batches.owned import Owned, hold_input
 from omai_ray.files import Files
 from omai_ray.store import Batch, Store
 from omai_ray.store.tables import batches
@@ -59,13 +56,13 @@ class Batches(Owned[Batch]):
             "expires": now_s + WINDOW_S,
         }
         async with self._store.writing() as connection:
-            file = await self._files.hold(connection, account_id, input_file_id)
-            if file.purpose != "batch":
-                raise InvalidRequest(
-                    f"Invalid 'input_file_id': the file's purpose is '{file.purpose}'; a batch "
-                    "takes one that was uploaded with purpose 'batch'.",
-                    param="input_file_id",
-                )
-            await self._require_few(connection, account_id, MAX_UNFINISHED, "batches")
-            made = insert(batches).values(**values).returning(batches)
-            return Batch.from_row((await connection.execute(made)).mappings().one())
+            await hold_input(
+                self._files,
+                connection,
+                account_id,
+                input_file_id,
+                field="input_file_id",
+                purpose="batch",
+                user="a batch",
+            )
+            return await self._insert(connection, values, MAX_UNFINISHED, "batches")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, RowMapping, Table, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from omai_ray.store import BatchStatus, Store
+from omai_ray.files import Files
+from omai_ray.store import BatchStatus, File, Store
 from omai_ray.store.tables import accounts, batches, embedding_jobs
 
 UNFINISHED: tuple[BatchStatus, ...] = ("validating", "in_progress", "finalizing", "cancelling")
@@ -110,6 +111,37 @@ class Leases(Generic[Taken]):
         if row is None:
             raise LeaseLost
         return self._of_row(row)
+
+    async def _end(
+        self,
+        work: Taken,
+        holder: str,
+        outcome: BatchStatus,
+        values: Mapping[str, object],
+        files: Files,
+        made: Sequence[File | None],
+        input_file: str | None,
+    ) -> None:
+        """End it, make its files, and let go of its input. Raises LeaseLost.
+
+        values: what else it is from now on. made: an output and a file of errors, in this order.
+        """
+        output, error = made
+        now: dict[str, object] = {
+            "status": outcome,
+            f"{outcome}_at": self._clock(),
+            "output_file_id": output and output.id,
+            "error_file_id": error and error.id,
+            "holder": None,
+        }
+        ended = update(self._table).where(self._table.c.id == work.id).values(now | dict(values))
+        async with self._store.writing() as connection:
+            await self._require_lease(connection, work, holder)
+            for file in filter(None, made):
+                await files.add(connection, file)
+            await connection.execute(ended)
+            if input_file is not None:
+                await files.release(connection, input_file)
 
 
 def divided(ids: Iterable[str]) -> Iterator[list[str]]:

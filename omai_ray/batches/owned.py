@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, RowMapping, Table, func, select, update
+from sqlalchemy import ColumnElement, RowMapping, Table, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.batches.leases import UNFINISHED, Work
 from omai_ray.errors import InvalidRequest, NotFound
+from omai_ray.files import Files
 from omai_ray.identity.paging import Page
-from omai_ray.store import BatchStatus, Store
+from omai_ray.store import BatchStatus, Purpose, Store
 
 MAX_PAGE = 100
 
@@ -109,13 +110,13 @@ class Owned(Generic[Seen]):
         """Return an id that sorts by when it was made."""
         return f"{self._prefix}_{round(self._clock() * 1000):011x}{secrets.token_hex(10)}"
 
-    async def _require_few(
-        self, connection: AsyncConnection, account_id: str, most: int, nouns: str
-    ) -> None:
-        """Raise InvalidRequest where so many of an account's have not ended."""
+    async def _insert(
+        self, connection: AsyncConnection, values: Mapping[str, object], most: int, nouns: str
+    ) -> Seen:
+        """Return a new one. Raises InvalidRequest where so many of its account's have not ended."""
         of = self._table.c
         unfinished = select(func.count()).where(
-            of.account_id == account_id, of.status.in_(UNFINISHED)
+            of.account_id == values["account_id"], of.status.in_(UNFINISHED)
         )
         if (await connection.scalar(unfinished) or 0) >= most:
             raise InvalidRequest(
@@ -123,6 +124,31 @@ class Owned(Generic[Seen]):
                 "Please wait for one to end, or cancel it.",
                 code=f"too_many_{nouns.replace(' ', '_')}",
             )
+        made = insert(self._table).values(**values).returning(self._table)
+        return self._of_row((await connection.execute(made)).mappings().one())
 
     def _own(self, account_id: str, name: str) -> tuple[ColumnElement[bool], ...]:
         return (self._table.c.id == name, self._table.c.account_id == account_id)
+
+
+async def hold_input(
+    files: Files,
+    connection: AsyncConnection,
+    account_id: str,
+    file: str,
+    *,
+    field: str,
+    purpose: Purpose,
+    user: str,
+) -> None:
+    """Keep an account's file for a batch or job. Raises InvalidRequest for another purpose.
+
+    field: of the request, that names the file. user: what errors call what takes it.
+    """
+    held = await files.hold(connection, account_id, file)
+    if held.purpose != purpose:
+        raise InvalidRequest(
+            f"Invalid '{field}': the file's purpose is '{held.purpose}'; {user} "
+            f"takes one that was uploaded with purpose '{purpose}'.",
+            param=field,
+        )

@@ -211,31 +211,14 @@ class BatchQueue(Leases[Batch]):
 
         Requests that have no answer count as failed.
         """
-        output, error = assembled.output, assembled.error
         problems = [asdict(problem) for problem in assembled.problems]
-        ended = (
-            update(batches)
-            .where(batches.c.id == batch.id)
-            .values(
-                {
-                    "status": outcome,
-                    f"{outcome}_at": self._clock(),
-                    "output_file_id": output and output.id,
-                    "error_file_id": error and error.id,
-                    "completed": assembled.completed,
-                    "failed": batches.c.total - assembled.completed,
-                    "errors": problems or None,
-                    "holder": None,
-                }
-            )
-        )
-        async with self._store.writing() as connection:
-            await self._require_lease(connection, batch, holder)
-            for file in (output, error):
-                if file is not None:
-                    await self._files.add(connection, file)
-            await connection.execute(ended)
-            await self._files.release(connection, batch.input_file_id)
+        values = {
+            "completed": assembled.completed,
+            "failed": batches.c.total - assembled.completed,
+            "errors": problems or None,
+        }
+        made = assembled.output, assembled.error
+        await self._end(batch, holder, outcome, values, self._files, made, batch.input_file_id)
 
     async def overview(self) -> Overview:
         """Return what there is to do, and what was done, of all accounts."""

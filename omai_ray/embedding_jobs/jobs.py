@@ -7,11 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import insert
-
-from omai_ray.batches.owned import Owned
+from omai_ray.batches.owned import Owned, hold_input
 from omai_ray.embedding_jobs.locations import AllowedLocations
-from omai_ray.errors import InvalidRequest
 from omai_ray.files import Files
 from omai_ray.store import EmbeddingJob, Store
 from omai_ray.store.tables import embedding_jobs
@@ -76,13 +73,13 @@ class EmbeddingJobs(Owned[EmbeddingJob]):
         }
         async with self._store.writing() as connection:
             if input_file is not None:
-                file = await self._files.hold(connection, account_id, input_file)
-                if file.purpose != "user_data":
-                    raise InvalidRequest(
-                        f"Invalid 'input_file': the file's purpose is '{file.purpose}'; a job "
-                        "takes one that was uploaded with purpose 'user_data'.",
-                        param="input_file",
-                    )
-            await self._require_few(connection, account_id, MAX_UNFINISHED, "embedding jobs")
-            made = insert(embedding_jobs).values(**values).returning(embedding_jobs)
-            return EmbeddingJob.from_row((await connection.execute(made)).mappings().one())
+                await hold_input(
+                    self._files,
+                    connection,
+                    account_id,
+                    input_file,
+                    field="input_file",
+                    purpose="user_data",
+                    user="a job",
+                )
+            return await self._insert(connection, values, MAX_UNFINISHED, "embedding jobs")

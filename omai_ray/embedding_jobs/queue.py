@@ -117,32 +117,9 @@ class JobQueue(Leases[EmbeddingJob]):
         self, job: EmbeddingJob, holder: str, done: Done, output: File | None, error: File | None
     ) -> None:
         """End a closed job, and make files of what was gathered, of which nobody knows yet."""
-        outcome = _outcome(job)
-        ended = (
-            update(embedding_jobs)
-            .where(embedding_jobs.c.id == job.id)
-            .values(
-                {
-                    "status": outcome,
-                    "error": job.error,
-                    f"{outcome}_at": self._clock(),
-                    "completed": done.completed,
-                    "failed": done.failed,
-                    "tokens": done.tokens,
-                    "output_file_id": output and output.id,
-                    "error_file_id": error and error.id,
-                    "holder": None,
-                }
-            )
-        )
-        async with self._store.writing() as connection:
-            await self._require_lease(connection, job, holder)
-            for file in (output, error):
-                if file is not None:
-                    await self._files.add(connection, file)
-            await connection.execute(ended)
-            if job.input_file_id is not None:
-                await self._files.release(connection, job.input_file_id)
+        values = {"error": job.error, **asdict(done)}
+        made = output, error
+        await self._end(job, holder, _outcome(job), values, self._files, made, job.input_file_id)
 
     async def unfinished(self, names: Iterable[str]) -> set[str]:
         """Return those of some jobs that have not ended."""

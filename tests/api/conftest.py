@@ -51,6 +51,7 @@ CONTEXT = 2048
 CHAT = "omai-gpt-4"
 EMBEDDING = "text-embedding-ada-002"
 HELLO = [{"role": "user", "content": "Hello, how are you?"}]
+Headers = dict[str, str]
 
 
 class EngineChat:
@@ -168,7 +169,7 @@ class Api:
         return await self.client.post("/v1/embeddings", headers=headers, json=body)
 
 
-def bearer(key: str) -> dict[str, str]:
+def bearer(key: str) -> Headers:
     """Return the headers of a key."""
     return {"Authorization": f"Bearer {key}"}
 
@@ -279,6 +280,13 @@ async def shared_api(
     """Return one application for all tests that only ask it."""
     async with running(tmp_path_factory.mktemp("shared"), chat_checkpoint, embedder) as api:
         yield api
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def owner(shared_api: Api) -> tuple[str, Headers]:
+    """Return an account of the test's own in the shared application, and its headers."""
+    account, key = await shared_api.key("basic")
+    return account, bearer(key)
 
 
 @asynccontextmanager

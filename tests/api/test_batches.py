@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from omai_ray.api.accounting import Accountant
 from omai_ray.api.in_process import InProcessApi
@@ -26,11 +25,10 @@ from omai_ray.quota.gate import Gate
 from omai_ray.settings import Tier
 from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.recorder import Recorder
-from tests.api.conftest import CHAT, EMBEDDING, MAX_BODY_BYTES, Api, bearer, chat_body
+from tests.api.conftest import CHAT, EMBEDDING, MAX_BODY_BYTES, Api, Headers, chat_body
 from tests.api.shapes import check
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-Headers = dict[str, str]
 MISSING = "batch_" + "0" * 31
 FREE = Tier(requests_per_minute=None, tokens_per_minute=None)
 
@@ -39,13 +37,6 @@ FREE = Tier(requests_per_minute=None, tokens_per_minute=None)
 def api(shared_api: Api) -> Api:
     """Return the application that tests share."""
     return shared_api
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def owner(api: Api) -> tuple[str, Headers]:
-    """Return an account of the test's own, and its headers."""
-    account, key = await api.key("basic")
-    return account, bearer(key)
 
 
 def line(custom_id: str, url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from omai_ray.embedding_jobs.queue import Done, JobError, JobQueue
-from tests.api.conftest import CHAT, EMBEDDING, Api, bearer
+from tests.api.conftest import CHAT, EMBEDDING, Api, Headers, bearer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-Headers = dict[str, str]
 MISSING = "embjob_" + "0" * 31
 ROOT = "/v1/embedding_jobs"
 
@@ -22,13 +20,6 @@ ROOT = "/v1/embedding_jobs"
 def api(shared_api: Api) -> Api:
     """Return the application that tests share."""
     return shared_api
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def owner(api: Api) -> tuple[str, Headers]:
-    """Return an account of the test's own, and its headers."""
-    account, key = await api.key("basic")
-    return account, bearer(key)
 
 
 async def upload(api: Api, headers: Headers, purpose: str = "user_data") -> str:

@@ -18,10 +18,9 @@ from omai_ray.api import multipart
 from omai_ray.files.contents import Contents
 from omai_ray.settings import DEFAULT_TIERS
 from omai_ray.storage import ObjectNotFound, Output, StorageError
-from tests.api.conftest import FILE_LIMITS, MAX_BODY_BYTES, Api, Exchange, bearer
+from tests.api.conftest import FILE_LIMITS, MAX_BODY_BYTES, Api, Exchange, Headers, bearer
 from tests.api.shapes import check, check_error
 
-Headers = dict[str, str]
 Left = Callable[[], set[str]]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 LINES = b'{"custom_id": "a"}\n{"custom_id": "b"}\n'

@@ -31,8 +31,8 @@ class CreateBatch(RequestBody):
     output_expires_after: OutputExpiresAfter | None = None
 
 
-class ListBatchesQuery(Query):
-    """after: the id of the last batch that was seen; the newest come first."""
+class NewestFirst(Query):
+    """Of a list of batches or jobs. after: the id of the last one that was seen."""
 
     after: Annotated[str, Field(max_length=128)] | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 20

@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from omai_ray.api.schemas.administration import Query
 from omai_ray.api.schemas.common import Metadata, ModelName, RequestBody
-from omai_ray.batches.owned import MAX_PAGE
 from omai_ray.store import EmbeddingJob
 
 Column = Annotated[str, Field(min_length=1, max_length=512)]
@@ -58,13 +56,6 @@ class CreateEmbeddingJob(RequestBody):
             include={"column", "template", "columns", "on_long", "chunks", "dtype"}
         )
         return {name: value for name, value in how.items() if value is not None}
-
-
-class ListEmbeddingJobsQuery(Query):
-    """after: the id of the last job that was seen; the newest come first."""
-
-    after: Annotated[str, Field(max_length=128)] | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 20
 
 
 class RowCounts(BaseModel):
