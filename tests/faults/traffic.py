@@ -7,10 +7,12 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
 
+from tests.callers import Callers
 from tests.faults.platform import CHAT, EMBEDDING, ENDLESS, HELLO
 from tests.ray.conftest import Served
 
@@ -19,7 +21,7 @@ Usage = tuple[str, int, int]
 TOKENS = 24
 
 
-class Traffic:
+class Traffic(Callers):
     """Clients of one account, one for each way of asking.
 
     answered: the usage of each complete answer; left: how many streams were left; failures: what
@@ -27,24 +29,13 @@ class Traffic:
     """
 
     def __init__(self, served: Served, key: str, *ways: str) -> None:
+        super().__init__(*(partial(self._ask, WAYS[way]) for way in ways))
         self._served = served
         self._key = key
-        self._stop = threading.Event()
         self._lock = threading.Lock()
         self.answered: Counter[Usage] = Counter()
         self.left = 0
         self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._ask, args=(WAYS[way],)) for way in ways]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _ask(self, way: Callable[[httpx.Client, int], Usage | str | None]) -> None:
         with self._served.client(self._key) as client:

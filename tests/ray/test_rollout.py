@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deployments.chat import ChatReplica
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.settings import IngressSettings
+from tests.callers import Callers
 from tests.ray.conftest import Served
 from tests.ray.test_serve import eventually
 from tests.ray.test_serve_faults import pids
@@ -66,28 +67,15 @@ def application(served: Served, **model: Any) -> Iterator[Callable[..., None]]:
         serve.delete(APP)
 
 
-class Load:
+class Load(Callers):
     """Clients that ask again and again, whole and streamed; failures: what did not come well."""
 
     def __init__(self, served: Served, key: str) -> None:
+        super().__init__(*(partial(self._ask, stream) for stream in (False, True, True)))
         self._served = served
         self._key = key
-        self._stop = threading.Event()
         self.answered = 0
         self.failures: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._ask, args=(stream,)) for stream in (False, True, True)
-        ]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _ask(self, stream: bool) -> None:
         body = CHAT | {"max_tokens": 64, "stream": stream}
