@@ -32,6 +32,7 @@ class EmbedJob:
     """One corpus, one model, one output directory.
 
     source: a parquet file, a directory searched for them, or a glob; local, s3:// or gs://.
+    within: a local directory that no file of the source may lie outside of, links resolved.
     output: a directory, local, s3:// or gs://; it mirrors the input's files and holds the run's
     own records.
     column: the text column; or template: several columns' values joined, see template_source.
@@ -56,6 +57,7 @@ class EmbedJob:
     """
 
     source: str
+    within: Path | None = None
     output: str | os.PathLike[str]
     column: str | None = None
     template: str | None = None

@@ -122,7 +122,7 @@ def run_job(job: EmbedJob, start: Start, progress: Progress) -> Report:
 def read_input(job: EmbedJob) -> Input:
     """Return what the job reads. Raises ConfigError where it cannot be done as asked."""
     check_apart(job.source, job.output)
-    files = find_files(job.source)
+    files = find_files(job.source, job.within)
     footers, rejected = read_footers(files)
     made = [field.name for field in made_fields(job.chunks, job.row_id)]
     check_columns(footers, job.text, job.columns, made)

@@ -5,7 +5,6 @@ Who may read and write where is decided by whoever makes the `Task`.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +27,9 @@ from pipelines.run_record import SCRATCH, RunRecord
 class Task:
     """What is to be embedded, and by what.
 
-    source, output: locations. within: a local directory that no file of the source may lie outside
-    of, links resolved. how: column or template, columns, on_long, chunks and dtype, as a request
-    has them. metrics_model: what metrics call the model. actors: copies of the model.
+    source, output: locations. within: see EmbedJob. how: column or template, columns, on_long,
+    chunks and dtype, as a request has them. metrics_model: what metrics call the model. actors:
+    copies of the model.
     """
 
     source: Location
@@ -47,6 +46,7 @@ class Task:
         columns, chunks = how.pop("columns", None), how.pop("chunks", None)
         return EmbedJob(
             source=self.source.uri,
+            within=self.within,
             output=self.output.local_path if self.output.is_local else self.output.uri,
             model=self.model,
             metrics_model=self.metrics_model,
@@ -56,16 +56,6 @@ class Task:
             chunking=Chunking(**chunks) if chunks else Chunking(),
             **how,
         )
-
-    def check_files(self) -> None:
-        """Raise ConfigError where a file of the source lies elsewhere, by a link."""
-        from pipelines.source import find_files
-
-        if self.within is None:
-            return
-        for file in find_files(self.source.uri):
-            if not Path(file.path).resolve().is_relative_to(self.within):
-                raise ConfigError(f"{file.path} is a link to a place that jobs may not use")
 
 
 @dataclass(frozen=True)
@@ -97,9 +87,7 @@ def measure(task: Task) -> tuple[int, int]:
     """Return the rows and bytes of a task's input. Raises ConfigError, StorageError."""
     from pipelines.run import read_input
 
-    job = task.job()
-    task.check_files()
-    found = read_input(job)
+    found = read_input(task.job())
     return sum(footer.rows for footer in found.footers), sum(file.size for file in found.files)
 
 
@@ -115,7 +103,6 @@ class JobActor:
         from pipelines.embed_corpus import embed_corpus
 
         job = task.job()
-        task.check_files()
         self._before = self._tally = tally(task.output)
         embed_corpus(job, self)
 
@@ -198,4 +185,4 @@ def _scratch(output: Location) -> Iterator[Path]:
         root = output.local_path / SCRATCH
         root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix="join-") as directory:
-        yield Path(os.fspath(directory))
+        yield Path(directory)

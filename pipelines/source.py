@@ -33,8 +33,10 @@ class InputFile:
     mtime_ns: int
 
 
-def find_files(source: str) -> list[InputFile]:
+def find_files(source: str, within: Path | None = None) -> list[InputFile]:
     """Return the input's files in the order of their names.
+
+    within: a directory in which all must lie, links resolved; else it is a ConfigError.
 
     Names that begin with `_` or `.` are left out of directories, as every parquet reader does.
     Raises ConfigError where there is nothing that can be read, StorageError for a store.
@@ -43,6 +45,10 @@ def find_files(source: str) -> list[InputFile]:
     files = list(_local_files(place.path) if place.is_local else _objects(place))
     if not files:
         raise ConfigError(f"{source}: no parquet files here ({', '.join(SUFFIXES)})")
+    if within is not None:
+        for file in files:
+            if not Path(file.path).resolve().is_relative_to(within):
+                raise ConfigError(f"{file.path} is a link to a place that jobs may not use")
     return sorted(files, key=lambda file: file.name)
 
 
