@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import yaml
 
 from omai_ray.settings import Settings, load_settings
+from tests import patience
 from tests.ray.conftest import Served
 from tests.ray.test_command import address, serving
 
@@ -30,6 +31,7 @@ GCS = r"/gcs_server "
 RUNNING, QUEUED = 4, {NARROW: 16, PATIENT: 2000}
 LONGEST_S = 3600.0
 PATIENCE_S = 900  # of a test that is the first, which waits until the platform has started
+eventually = partial(patience.eventually, patience_s=120.0)
 SLACK = 5.0  # criteria's times are of an idle machine; here they bound what is waited for
 
 
@@ -76,14 +78,6 @@ def descendants(pid: int) -> list[int]:
         found += more
         left += more
     return found
-
-
-def eventually(holds: Callable[[], bool], patience_s: float = 120.0) -> None:
-    """Wait until something holds, and fail where it never does."""
-    deadline = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.1)
 
 
 def write_settings(config: Path, state_dir: Path, models: tuple[Path, Path]) -> Settings:

@@ -81,7 +81,7 @@ def test_a_killed_proxy_comes_back(platform: Platform) -> None:
     (victim,) = platform.pids(PROXY)
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: victim not in platform.pids(PROXY))
-    eventually(platform.is_ready, 8.0 * SLACK)
+    eventually(platform.is_ready, patience_s=8.0 * SLACK)
     with platform.served.client(key) as client:
         short = {"model": CHAT, "messages": HELLO, "max_tokens": 4}
         assert client.post("/v1/chat/completions", json=short).status_code == 200

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from deployments.app import build
 from deployments.platform import proxy_environment
 from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.settings import IngressSettings, Settings
+from tests import patience
 from tests.programs import free_port
 from tests.ray.conftest import Served
 
-PATIENCE_S = 120.0
+# As long as three nodes on a busy machine may take.
+eventually = partial(patience.eventually, patience_s=120.0)
 REPORT = "report.json"
 MODEL = "model-chat"
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
@@ -42,15 +44,6 @@ DETECTION = {
     "health_check_failure_threshold": 3,
     "agent_register_timeout_ms": 100_000,  # a node that starts on a busy machine takes its time
 }
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, for as long as three nodes on a busy machine may take."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError("it never came to hold")
-        time.sleep(0.1)
 
 
 def nodes_of(deployment: str) -> list[str]:

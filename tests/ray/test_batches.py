@@ -14,11 +14,12 @@ from ray._private import state
 
 from deployments.batches import driver_name, start_driver
 from omai_ray.settings import Settings
+from tests.patience import eventually
 from tests.ray.conftest import OWN_CHAT, OWN_EMBEDDING, Served
-from tests.ray.test_serve import eventually
 
 CHAT = "omai-gpt-4"
 EMBEDDING = "text-embedding-ada-002"
+PATIENCE_S = 200.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
@@ -70,7 +71,7 @@ def submit(client: openai.OpenAI, endpoint: Any, bodies: list[dict[str, Any]]) -
 
 def ended(client: openai.OpenAI, batch: str) -> Any:
     """Return a batch once it has ended."""
-    eventually(lambda: client.batches.retrieve(batch).status in ENDED)
+    eventually(lambda: client.batches.retrieve(batch).status in ENDED, PATIENCE_S)
     return client.batches.retrieve(batch)
 
 
@@ -85,10 +86,9 @@ def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_both_deaths(
-    served: Served, orphaned: Settings, monkeypatch: pytest.MonkeyPatch
+    served: Served, orphaned: Settings
 ) -> None:
     """Chats and embeddings by either; a driver or a worker that is killed loses nothing."""
-    monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
     account_id, key = served.create_key("pro")
     client = openai.OpenAI(api_key=key, base_url=f"{served.url}/v1")
     chat: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_bo
     chats = {submit_chats(model): model for model in (CHAT, OWN_CHAT)}
     embeddings = {submit_texts(model): model for model in (EMBEDDING, OWN_EMBEDDING)}
     first = next(iter(chats))
-    eventually(lambda: client.batches.retrieve(first).status != "validating")
+    eventually(lambda: client.batches.retrieve(first).status != "validating", PATIENCE_S)
     (pid,) = driver_pids(served.settings)
     os.kill(pid, signal.SIGKILL)
 
@@ -158,8 +158,7 @@ def test_batches_are_answered_by_replicas_or_engines_of_their_own_and_survive_bo
 
 
 def test_a_driver_ends_with_its_application(
-    orphaned: Settings, monkeypatch: pytest.MonkeyPatch
+    orphaned: Settings,
 ) -> None:
     """Nobody would end it otherwise: it is detached. It began before the other test."""
-    monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 120.0)
-    eventually(lambda: not driver_pids(orphaned))
+    eventually(lambda: not driver_pids(orphaned), 120.0)

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.patience import eventually
 from tests.ray.conftest import Served
 from tests.ray.test_batches import driver_pids
-from tests.ray.test_serve import eventually
 
 MODEL = "text-embedding-ada-002"
+PATIENCE_S = 200.0
 ENDED = {"completed", "failed", "cancelled"}
 ROWS = 30_000  # so many that a job is under way for seconds after its first units
 
@@ -60,20 +61,19 @@ def download(client: httpx.Client, file: str) -> pa.Table:
 
 @pytest.mark.timeout(600)
 def test_jobs_embed_uploads_and_locations_and_survive_their_driver(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served,
 ) -> None:
     """An upload leaves files, each row once; a location's job that is cancelled what is done."""
-    monkeypatch.setattr("tests.ray.test_serve.PATIENCE_S", 200.0)
     account_id, key = served.create_key("pro")
     texts: list[str | None] = [f"text number {number} " + "more " * 40 for number in range(ROWS)]
     texts[5], texts[7] = None, "a short one"
     with served.client(key) as client:
         job = submit(client, input_file=upload(client, parquet(texts)))["id"]
-        eventually(lambda: look(client, job)["row_counts"]["completed"] > 0)
+        eventually(lambda: look(client, job)["row_counts"]["completed"] > 0, PATIENCE_S)
         (pid,) = driver_pids(served.settings)
         assert "in_progress" == look(client, job)["status"]
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: look(client, job)["status"] in ENDED)
+        eventually(lambda: look(client, job)["status"] in ENDED, PATIENCE_S)
         ended = look(client, job)
         assert ("completed", None) == (ended["status"], ended["error"])
         counts = {"total": ROWS, "completed": ROWS - 1, "failed": 1}
@@ -93,10 +93,10 @@ def test_jobs_embed_uploads_and_locations_and_survive_their_driver(
         (corpora / "in").mkdir(parents=True)
         (corpora / "in" / "a.parquet").write_bytes(parquet(texts * 4))
         made = submit(client, input=f"{corpora}/in", output=f"{corpora}/out")
-        eventually(lambda: look(client, made["id"])["row_counts"]["completed"] > 0)
+        eventually(lambda: look(client, made["id"])["row_counts"]["completed"] > 0, PATIENCE_S)
         assert "in_progress" == look(client, made["id"])["status"]
         client.post(f"/v1/embedding_jobs/{made['id']}/cancel")
-        eventually(lambda: look(client, made["id"])["status"] in ENDED)
+        eventually(lambda: look(client, made["id"])["status"] in ENDED, PATIENCE_S)
         ended = look(client, made["id"])
         assert ("cancelled", f"{corpora}/out/{made['id']}") == (ended["status"], ended["output"])
         files = Path(ended["output"]).glob("*.parquet")

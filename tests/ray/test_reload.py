@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,25 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.callers import Callers
 from tests.ray.test_command import address, create_key, serving, told
 
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
-class Load:
+class Load(Callers):
     """Somebody who keeps asking one model, and notes what is not answered well."""
 
     def __init__(self, url: str, key: str) -> None:
+        super().__init__(self._ask)
         self.answered = 0
         self.failures: list[str] = []
         self._client = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60
         )
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         self._client.close()
 
     def _ask(self) -> None:

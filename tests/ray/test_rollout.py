@@ -21,8 +21,8 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
 from omai_ray.settings import IngressSettings
 from tests.callers import Callers
+from tests.patience import eventually
 from tests.ray.conftest import Served
-from tests.ray.test_serve import eventually
 from tests.ray.test_serve_faults import pids
 
 APP, PREFIX, MODEL = "rollout", "/rollout", "rolling"

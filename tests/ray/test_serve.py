@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,19 +17,11 @@ from deployments.app import app
 from deployments.detached import NAMESPACE
 from deployments.limiter import actor_name
 from omai_ray.errors import ConfigError
+from tests.patience import eventually
 from tests.ray.conftest import Served
 
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello"}]}
 EMBEDDING = {"model": "text-embedding-ada-002", "input": "Hello"}
-PATIENCE_S = 30.0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, and fail where it never does."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.1)
 
 
 def test_the_references_requests_are_answered_over_http(served: Served) -> None:

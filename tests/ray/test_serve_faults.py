@@ -14,8 +14,9 @@ from ray._private import state
 
 from omai_ray.identity.registry import Registry
 from omai_ray.ledger import UsageLedger, UsageTotals
+from tests.patience import eventually
 from tests.ray.conftest import Served
-from tests.ray.test_serve import CHAT, EMBEDDING, eventually
+from tests.ray.test_serve import CHAT, EMBEDDING
 
 
 def pids(name: str) -> list[int]:
