@@ -42,8 +42,11 @@ from benchmarks.autoscaling_simulator import (  # noqa: E402
     Autoscaler,
     Model,
     Request,
+    Router,
+    platforms_router,
     requests_of,
     simulate,
+    two_choices,
 )
 from benchmarks.autoscaling_traces import (  # noqa: E402
     CLUMP_S,
@@ -175,28 +178,34 @@ def knowing(name: str, seconds: int, seed: int, late: float, ahead: bool) -> Rep
 Run = tuple[float, float, list[int]]
 
 
-def measure(name: str, seconds: int, seed: int, decide: Autoscaler) -> Run:
+def measure(name: str, seconds: int, seed: int, decide: Autoscaler, route: Router) -> Run:
     """Return replica-hours, the share in target, and the replicas asked for."""
     _, requests, initial = trace_of(name, seconds, seed)
-    outcome = simulate(requests, MODEL, decide, seconds=seconds, initial=initial)
+    outcome = simulate(requests, MODEL, decide, route, seconds=seconds, initial=initial)
     return outcome.replica_hours, outcome.in_target(WAIT_S), outcome.asked
 
 
 def ours(name: str, seconds: int, seed: int) -> Run:
     """Measure our policy."""
     targets = Targets(1, MOST_REPLICAS, MODEL.batch, wait_s=WAIT_S, late=LATE)
-    return measure(name, seconds, seed, ReplicaPolicy(targets).decide)
+    return measure(name, seconds, seed, ReplicaPolicy(targets).decide, platforms_router(MODEL))
 
 
 def knows(name: str, seconds: int, seed: int, ahead: bool) -> Run:
     """Measure our policy, told the rate, with the best of a few targets."""
     policies = [knowing(name, seconds, seed, late, ahead) for late in KNOWING_LATE]
-    return cheapest([measure(name, seconds, seed, policy.decide) for policy in policies])
+    return cheapest(
+        [
+            measure(name, seconds, seed, policy.decide, platforms_router(MODEL))
+            for policy in policies
+        ]
+    )
 
 
 def serves(name: str, seconds: int, seed: int, setting: int) -> Run:
     """Measure Serve's policy."""
-    return measure(name, seconds, seed, ServeDefault(SERVE_SETTINGS[setting]).decide)
+    decide = ServeDefault(SERVE_SETTINGS[setting]).decide
+    return measure(name, seconds, seed, decide, two_choices())
 
 
 def cheapest(runs: list[Run]) -> Run:

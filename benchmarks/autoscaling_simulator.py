@@ -1,15 +1,15 @@
 """A simulator of one chat model's replicas: they start, batch continuously, and end.
 
 Replicas take in requests until their batch is full and queue the others; each step gives every
-sequence of a batch a token and takes `fixed_s + each_s * batch` seconds. Requests go to the less
-loaded of two replicas drawn at random, as Serve sends them, and wait before them where there is
-none. A replica is paid from being asked for to the end of its last request. What an autoscaler
+sequence of a batch a token and takes `fixed_s + each_s * batch` seconds. Requests go where a router
+sends them, Serve's own or this platform's, and wait before replicas where there is none. A replica is paid from being asked for to the end of its last request. What an autoscaler
 sees is what replicas reported last: each once a second, at a moment of its own.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 
 from omai_ray.autoscaling.load import ReplicaLoad
 from omai_ray.autoscaling.policy import Snapshot
+from omai_ray.routing.prefixes import PrefixAffinity
 
 STEP_S = 0.5
 REPORT_S = 1.0
+INGRESSES = 2
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def requests_of(rates: list[float], model: Model, rng: random.Random) -> list[Re
 class Replica:
     """One replica; `advance` takes it to a time."""
 
-    def __init__(self, model: Model, asked_s: float) -> None:
+    def __init__(self, model: Model, asked_s: float, name: str) -> None:
         self._model = model
+        self.name = name
         self.ready_s = asked_s + model.startup_s
         self.ending = False
         self.now_s = asked_s
@@ -80,7 +83,7 @@ class Replica:
         self._starts: dict[float, float] = {}
         self.waits: list[tuple[Request, float]] = []
         self._running_s = self._done = 0.0
-        self._asked = self._ended = 0
+        self._asked = self.ended = 0
         self._ended_tokens = 0.0
 
     @property
@@ -107,7 +110,7 @@ class Replica:
             if ends_s > until_s:
                 return
             self._progress = end = heapq.heappop(self.running)
-            self._ended += 1
+            self.ended += 1
             self._ended_tokens += end - self._starts.pop(end)
             self._admit()
         self.now_s = until_s
@@ -120,7 +123,7 @@ class Replica:
             running_s=self._running_s,
             asked=self._asked,
             done_tokens=self._done,
-            ended=self._ended,
+            ended=self.ended,
             ended_tokens=self._ended_tokens,
         )
 
@@ -136,6 +139,42 @@ class Replica:
 
 
 Autoscaler = Callable[[Snapshot], int]
+Router = Callable[[list[Replica]], Replica]
+
+
+def two_choices(seed: int = 0) -> Router:
+    """Return Serve's own router: the less loaded of two replicas drawn at random."""
+    rng = random.Random(seed)
+
+    def choose(replicas: list[Replica]) -> Replica:
+        one, other = rng.choice(replicas), rng.choice(replicas)
+        return one if one.load <= other.load else other
+
+    return choose
+
+
+def platforms_router(model: Model, seed: int = 0) -> Router:
+    """Return this platform's router for chat, where no two prompts begin alike.
+
+    Requests come to one of a few ingress processes. Each is told what a replica has when it sends
+    something there, and from then on hears of its own requests' ends alone.
+    """
+    rng = random.Random(seed)
+    affinity = PrefixAffinity(most_excess=max(model.batch // 4, 1))
+    told: list[dict[str, tuple[int, int]]] = [{} for _ in range(INGRESSES)]
+
+    def choose(replicas: list[Replica]) -> Replica:
+        known = rng.choice(told)
+        ongoing = {}
+        for replica in replicas:
+            load, ended = known.get(replica.name, (0, replica.ended))
+            ongoing[replica.name] = max(0, load - (replica.ended - ended) // INGRESSES)
+        best = affinity.rank(ongoing, (), rng.randbytes(8))[0]
+        chosen = next(replica for replica in replicas if replica.name == best)
+        known[best] = chosen.load + 1, chosen.ended
+        return chosen
+
+    return choose
 
 
 @dataclass
@@ -163,15 +202,15 @@ def simulate(
     requests: list[Request],
     model: Model,
     decide: Autoscaler,
+    route: Router,
     *,
     seconds: float,
     initial: int = 1,
-    seed: int = 0,
 ) -> Outcome:
     """Run requests through replicas that `decide` asks for, once a second."""
-    rng = random.Random(seed)
     outcome = Outcome(model)
-    replicas = [Replica(model, -model.startup_s) for _ in range(initial)]
+    names = map(str, itertools.count())
+    replicas = [Replica(model, -model.startup_s, next(names)) for _ in range(initial)]
     for replica in replicas:
         replica.now_s = 0.0
     unassigned: deque[Request] = deque()
@@ -184,15 +223,16 @@ def simulate(
             unassigned.append(requests[coming])
             coming += 1
         while serving and unassigned:
-            one, other = rng.choice(serving), rng.choice(serving)
-            (one if one.load <= other.load else other).take(unassigned.popleft())
+            route(serving).take(unassigned.popleft())
         for number, replica in enumerate(serving):
             if (step + number) % round(REPORT_S / STEP_S) == 0:
                 reports[replica] = replica.report()
         if step % round(1.0 / STEP_S) == 0 and now < seconds:
-            loads = {str(id(r)): reports[r] for r in serving if r in reports}
+            loads = {r.name: reports[r] for r in serving if r in reports}
             target = decide(Snapshot(now, len(serving), target, ongoing, waiting, loads))
-            _scale(replicas, target, model, now)
+            _end_some(replicas, target, now)
+            while sum(not r.ending for r in replicas) < target:
+                replicas.append(Replica(model, now, next(names)))
             # Serve's counts, too, are a second old when they are used.
             ongoing = float(len(unassigned) + sum(r.load for r in replicas))
             waiting = float(len(unassigned))
@@ -212,10 +252,9 @@ def simulate(
     return outcome
 
 
-def _scale(replicas: list[Replica], target: int, model: Model, now: float) -> None:
-    """Start replicas, or end those that start or have the least to do."""
+def _end_some(replicas: list[Replica], target: int, now: float) -> None:
+    """End those above the target that start, or have the least to do."""
     alive = [r for r in replicas if not r.ending]
-    replicas.extend(Replica(model, now) for _ in range(target - len(alive)))
     least_busy = sorted(alive, key=lambda replica: (replica.ready_s <= now, replica.load))
     for replica in least_busy[: max(0, len(alive) - target)]:
         replica.ending = True

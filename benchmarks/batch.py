@@ -89,6 +89,8 @@ def spec_of(model: str, backend: str) -> ModelSpec:
     values: dict[str, Any] = {"replicas": {"min": 0}} if own else {}
     if model == CHAT:
         values["kv_cache_gib"] = KV_CACHE_GIB
+    else:
+        values["truncate"] = True  # as the bulk pipeline does
     return ModelSpec(
         name=f"{model}-own" if own else model,
         task="chat" if model == CHAT else "embedding",

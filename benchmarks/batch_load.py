@@ -18,7 +18,7 @@ from openai.types import Batch
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
 UNFINISHED = ("validating", "in_progress", "finalizing")
-POLL_S = 0.1
+POLL_S = 1.0  # each costs the ingress some CPU time
 PATIENCE_S = 1800.0
 ONLINE_SHARE = 0.3  # of the time, alone
 SEED = 11

@@ -15,7 +15,9 @@ from tests.fault_rows import outcome_of_rows
 from tests.redis_server import run_redis
 
 # Of tests/ray, those that start a Ray of their own, or none. The rest share one.
-_OWN_RAY = ("backends", "command", "haproxy", "monitoring", "multi_node", "reload", "retries")
+_OWN_RAY = frozenset(
+    ["backends", "command", "haproxy", "monitoring", "multi_node", "reload", "restart", "retries"]
+)
 _SHARED_RAY = "tests/ray"
 
 

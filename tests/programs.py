@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from tests.patience import eventually
 
 
 def free_port() -> int:
@@ -16,6 +20,32 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did; none that has ended."""
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended
+            continue
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(process.name))
+    found, left = [], [pid]
+    while left:
+        more = children.get(left.pop(), [])
+        found += more
+        left += more
+    return found
+
+
+def kill_all(pid: int) -> None:
+    """End a process and all that it has started at once, as a machine that loses power does."""
+    processes = [pid, *descendants(pid)]
+    for each in processes:
+        os.kill(each, signal.SIGKILL)
+    eventually(lambda: not set(processes).intersection(descendants(1)))
 
 
 def require_program(name: str, *, package: str) -> None:

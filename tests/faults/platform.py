@@ -14,6 +14,7 @@ import yaml
 
 from omai_ray.settings import Settings, load_settings
 from tests import patience
+from tests.programs import descendants
 from tests.ray.conftest import Served
 from tests.ray.test_command import address, serving
 
@@ -60,24 +61,6 @@ class Platform:
             return httpx.get(f"{self.served.url}/readyz", timeout=30).status_code == 200
         except httpx.TransportError:
             return False
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those that they did; none that has ended."""
-    children: dict[int, list[int]] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it has ended
-            continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(process.name))
-    found, left = [], [pid]
-    while left:
-        more = children.get(left.pop(), [])
-        found += more
-        left += more
-    return found
 
 
 def write_settings(config: Path, state_dir: Path, models: tuple[Path, Path]) -> Settings:

@@ -29,11 +29,11 @@ from tests.faults.platform import (
     LIMITER,
     LONGEST_S,
     Platform,
-    descendants,
     eventually,
     running,
 )
 from tests.faults.traffic import WAYS, Traffic
+from tests.programs import descendants
 
 VICTIMS = {
     "chat replica": CHAT_REPLICA,
@@ -41,6 +41,8 @@ VICTIMS = {
     "ingress replica": INGRESS,
     "limiter": LIMITER,
     "controller": CONTROLLER,
+    "batch driver": r"^ray::BatchDriver",
+    "batch worker": r"^ray::BatchWorker",
 }
 MINUTE_S = 60.0
 WARM_UP_SHARE = 0.4

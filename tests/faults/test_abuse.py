@@ -30,9 +30,9 @@ from tests.faults.platform import (
     RUNNING,
     SLACK,
     Platform,
-    descendants,
     eventually,
 )
+from tests.programs import descendants
 
 pytestmark = pytest.mark.timeout(PATIENCE_S)
 

@@ -13,12 +13,16 @@ from typing import Any
 import httpx
 
 from tests.callers import Callers
-from tests.faults.platform import CHAT, EMBEDDING, ENDLESS, HELLO
+from tests.faults.platform import CHAT, EMBEDDING, ENDLESS, HELLO, eventually
 from tests.ray.conftest import Served
 
 Usage = tuple[str, int, int]
 """A model, and the tokens of a prompt and of its completion."""
+Outcome = list[Usage] | str | None
+"""The usage of complete answers; what went wrong; or nothing, of a stream that was left."""
 TOKENS = 24
+LINES = 40  # of a batch
+BATCH_PATIENCE_S = 300.0
 
 
 class Traffic(Callers):
@@ -37,51 +41,54 @@ class Traffic(Callers):
         self.left = 0
         self.failures: list[str] = []
 
-    def _ask(self, way: Callable[[httpx.Client, int], Usage | str | None]) -> None:
+    def _ask(self, way: Callable[[httpx.Client, int], Outcome]) -> None:
         with self._served.client(self._key) as client:
             for number in itertools.count():
                 if self._stop.is_set():
                     return
                 try:
                     outcome = way(client, number)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, AssertionError) as error:
                     outcome = repr(error)
                 with self._lock:
-                    if isinstance(outcome, tuple):
-                        self.answered[outcome] += 1
+                    if isinstance(outcome, list):
+                        self.answered.update(outcome)
                     elif outcome is None:
                         self.left += 1
                     else:
                         self.failures.append(outcome)
 
 
-def _whole(client: httpx.Client, number: int) -> Usage | str:
+def _whole(client: httpx.Client, number: int) -> Outcome:
     body = {"model": CHAT, "messages": HELLO, "max_tokens": 1 + number % TOKENS, **ENDLESS}
     return _usage(client.post("/v1/chat/completions", json=body), CHAT)
 
 
-def _embed(client: httpx.Client, number: int) -> Usage | str:
+def _embed(client: httpx.Client, number: int) -> Outcome:
     body = {"model": EMBEDDING, "input": ["Hello " * (1 + number % 5)] * (1 + number % 3)}
     return _usage(client.post("/v1/embeddings", json=body), EMBEDDING)
 
 
-def _usage(answer: httpx.Response, model: str) -> Usage | str:
+def _usage(answer: httpx.Response, model: str) -> Outcome:
     if answer.status_code != 200:
         return f"{answer.status_code}: {answer.text[-300:]}"
-    usage = answer.json()["usage"]
+    return [_tokens(answer.json(), model)]
+
+
+def _tokens(body: dict[str, Any], model: str) -> Usage:
+    usage = body["usage"]
     return model, usage["prompt_tokens"], usage.get("completion_tokens", 0)
 
 
-def _stream(client: httpx.Client, number: int) -> Usage | str:
+def _stream(client: httpx.Client, number: int) -> Outcome:
     answer = client.post("/v1/chat/completions", json=_streamed(1 + number % TOKENS))
     lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
     if answer.status_code != 200 or not lines or lines[-1] != "data: [DONE]":
         return f"{answer.status_code}: {answer.text[-300:]}"
-    usage = json.loads(lines[-2].removeprefix("data: "))["usage"]
-    return CHAT, usage["prompt_tokens"], usage["completion_tokens"]
+    return [_tokens(json.loads(lines[-2].removeprefix("data: ")), CHAT)]
 
 
-def _leave(client: httpx.Client, number: int) -> str | None:
+def _leave(client: httpx.Client, number: int) -> Outcome:
     with client.stream("POST", "/v1/chat/completions", json=_streamed(900)) as answer:
         for line in answer.iter_lines():
             if answer.status_code != 200 or '"error"' in line:
@@ -96,9 +103,74 @@ def _streamed(tokens: int) -> dict[str, Any]:
     return {"model": CHAT, "messages": HELLO, "max_tokens": tokens, **options, **ENDLESS}
 
 
-WAYS: dict[str, Callable[[httpx.Client, int], Usage | str | None]] = {
+def _batch(client: httpx.Client, number: int) -> Outcome:
+    """Submit a batch, and wait for its end; each line is to be answered once, whatever dies."""
+    bodies: list[dict[str, Any]]
+    if number % 2:
+        endpoint, model = "/v1/embeddings", EMBEDDING
+        bodies = [{"input": f"Hello {line}"} for line in range(LINES)]
+    else:
+        endpoint, model = "/v1/chat/completions", CHAT
+        bodies = [
+            {"messages": HELLO, "max_tokens": 1 + line % TOKENS, **ENDLESS} for line in range(LINES)
+        ]
+    content = "".join(
+        json.dumps({"custom_id": str(line), "method": "POST", "url": endpoint, "body": body}) + "\n"
+        for line, body in enumerate({"model": model, **body} for body in bodies)
+    )
+    upload = {"file": ("input.jsonl", content)}
+    file = _surely(lambda: client.post("/v1/files", files=upload, data={"purpose": "batch"})).json()
+    batch = _batch_of(client, {"input_file_id": file["id"], "endpoint": endpoint})
+    path = f"/v1/batches/{batch}"
+    eventually(
+        lambda: _surely(lambda: client.get(path)).json()["completed_at"] is not None,
+        BATCH_PATIENCE_S,
+    )
+    output = _surely(lambda: client.get(path)).json()["output_file_id"]
+    text = _surely(lambda: client.get(f"/v1/files/{output}/content")).text
+    lines = [json.loads(line) for line in text.splitlines()]
+    if sorted(line["custom_id"] for line in lines) != sorted(map(str, range(LINES))):
+        return f"a batch of {LINES} lines has the answers {text}"
+    return [_tokens(line["response"]["body"], model) for line in lines]
+
+
+def _batch_of(client: httpx.Client, wanted: dict[str, str]) -> str:
+    """Create a batch; where a kill cut the answer off, look first whether it is there."""
+    found: list[str] = []
+
+    def is_there() -> bool:
+        batches = _surely(lambda: client.get("/v1/batches")).json()["data"]
+        found.extend(b["id"] for b in batches if b["input_file_id"] == wanted["input_file_id"])
+        if not found:
+            try:
+                client.post("/v1/batches", json={**wanted, "completion_window": "24h"})
+            except httpx.HTTPError:
+                return False
+        return bool(found)
+
+    eventually(is_there)
+    return found[0]
+
+
+def _surely(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask until there is an answer."""
+    answers: list[httpx.Response] = []
+
+    def is_answered() -> bool:
+        try:
+            answers.append(ask())
+        except httpx.HTTPError:
+            return False
+        return answers[-1].status_code == 200
+
+    eventually(is_answered)
+    return answers[-1]
+
+
+WAYS: dict[str, Callable[[httpx.Client, int], Outcome]] = {
     "whole": _whole,
     "stream": _stream,
     "embed": _embed,
     "leave": _leave,
+    "batch": _batch,
 }

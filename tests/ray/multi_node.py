@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from deployments.platform import proxy_environment
 from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.settings import IngressSettings, Settings
 from tests import patience
-from tests.programs import free_port
+from tests.programs import free_port, kill_all
 from tests.ray.conftest import Served
 
 # As long as three nodes on a busy machine may take.
@@ -52,24 +51,6 @@ def nodes_of(deployment: str) -> list[str]:
     name = f"#{deployment}#"
     actors = [a for a in state.actors().values() if name in (a["Name"] or "")]
     return sorted(a["Address"]["NodeID"] for a in actors if a["State"] == "ALIVE")
-
-
-def kill_processes(node: Any) -> None:
-    """End all of a node's processes at once, as a machine that loses power does."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    by_thread = Path(f"/proc/{raylet}/task").glob("*/children")
-    processes = [raylet, *(int(pid) for pids in by_thread for pid in pids.read_text().split())]
-    for pid in processes:
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: all(map(_has_ended, processes)))
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 class Load:
@@ -191,7 +172,7 @@ def _kill_a_node(
         load.ask_again_and_again()
         load.ask_for_long(6)
         eventually(lambda: len(load.requests) >= 8)
-        kill_processes(victim)
+        kill_all(victim.all_processes["raylet"][0].process.pid)
         killed = time.monotonic()
         cluster.remove_node(victim, allow_graceful=False)
         eventually(lambda: len(nodes_of(MODEL)) == 2 and victim.node_id not in nodes_of(MODEL))

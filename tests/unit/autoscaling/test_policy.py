@@ -10,7 +10,14 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.autoscaling_simulator import Model, Outcome, Request, requests_of, simulate
+from benchmarks.autoscaling_simulator import (
+    Model,
+    Outcome,
+    Request,
+    platforms_router,
+    requests_of,
+    simulate,
+)
 from benchmarks.autoscaling_traces import flash_crowd
 from omai_ray.autoscaling.load import ReplicaLoad, ReplicaMeter
 from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets, Work, late_share
@@ -30,7 +37,8 @@ def run(
     rates = [replicas(second) * REQUESTS_PER_S for second in range(seconds)]
     requests = requests_of(rates, MODEL, random.Random(5))
     policy = ReplicaPolicy(targets or Targets(1, 50, MODEL.batch))
-    return simulate(requests, MODEL, policy.decide, seconds=seconds, initial=initial)
+    route = platforms_router(MODEL)
+    return simulate(requests, MODEL, policy.decide, route, seconds=seconds, initial=initial)
 
 
 def asked(outcome: Outcome, since_s: float, until_s: float) -> list[int]:
@@ -69,7 +77,8 @@ def test_a_crowd_is_met_within_the_target() -> None:
     rates = flash_crowd(2400, 8 * REQUESTS_PER_S, random.Random(3))
     requests = requests_of(rates, MODEL, random.Random(4))
     policy = ReplicaPolicy(Targets(1, 50, MODEL.batch))
-    outcome = simulate(requests, MODEL, policy.decide, seconds=2400, initial=9)
+    route = platforms_router(MODEL)
+    outcome = simulate(requests, MODEL, policy.decide, route, seconds=2400, initial=9)
     work = sum(request.tokens for request in requests) / MODEL.full_tokens_per_s / 3600
     assert outcome.in_target(5.0) >= 0.95
     assert outcome.replica_hours <= 1.25 * work
@@ -80,7 +89,8 @@ def test_a_model_goes_to_zero_and_comes_back() -> None:
     targets = Targets(0, 4, MODEL.batch, idle_s=60)
     requests = [Request(10.2, 50), Request(300.2, 50)]
     policy = ReplicaPolicy(targets)
-    outcome = simulate(requests, MODEL, waking(policy), seconds=500, initial=1)
+    route = platforms_router(MODEL)
+    outcome = simulate(requests, MODEL, waking(policy), route, seconds=500, initial=1)
     assert {1} == set(asked(outcome, 0, 60))
     assert {0} == set(asked(outcome, 90, 300))
     assert {1} == set(asked(outcome, 302, 360))
