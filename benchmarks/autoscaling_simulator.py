@@ -2,8 +2,9 @@
 
 Replicas take in requests until their batch is full and queue the others; each step gives every
 sequence of a batch a token and takes `fixed_s + each_s * batch` seconds. Requests go where a router
-sends them, Serve's own or this platform's, and wait before replicas where there is none. A replica is paid from being asked for to the end of its last request. What an autoscaler
-sees is what replicas reported last: each once a second, at a moment of its own.
+sends them, Serve's own or this platform's, and wait before replicas where there is none. A replica
+is paid from being asked for to the end of its last request. What an autoscaler sees is what
+replicas reported last: each once a second, at a moment of its own.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +39,11 @@ def descendants(pid: int) -> list[int]:
         found += more
         left += more
     return found
+
+
+def niceness() -> int:
+    """Return that of the thread that asks; on Linux each has its own."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 def kill_all(pid: int) -> None:

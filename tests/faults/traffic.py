@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from tests.callers import Callers
-from tests.faults.platform import CHAT, EMBEDDING, ENDLESS, HELLO, eventually
+from tests.faults.platform import CHAT, EMBEDDING, ENDLESS, HELLO
+from tests.patience import eventually
 from tests.ray.conftest import Served
 
 Usage = tuple[str, int, int]
@@ -148,7 +149,7 @@ def _batch_of(client: httpx.Client, wanted: dict[str, str]) -> str:
                 return False
         return bool(found)
 
-    eventually(is_there)
+    eventually(is_there, BATCH_PATIENCE_S)
     return found[0]
 
 
@@ -163,7 +164,7 @@ def _surely(ask: Callable[[], httpx.Response]) -> httpx.Response:
             return False
         return answers[-1].status_code == 200
 
-    eventually(is_answered)
+    eventually(is_answered, BATCH_PATIENCE_S)
     return answers[-1]
 
 

@@ -36,7 +36,7 @@ from omai_ray.engines.chat.scheduler import Copy, Piece, Places, Scheduler, Sequ
 from omai_ray.engines.checkpoint import check_weights
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import ModelNotFound, ServerError
-from omai_ray.priority import PRIORITIES, GaveWay, Priority
+from omai_ray.priority import PRIORITIES, GaveWay, Priority, give_way_to_callers
 from omai_ray.text.tokenizer import TextTokenizer, longest_context
 
 _SWITCH_S = 0.0005
@@ -189,6 +189,8 @@ class BatchingEngine:
             self._lock.notify()
 
     def _run(self, loaded: Future[None]) -> None:
+        if not self._spec.num_gpus:
+            give_way_to_callers()
         try:
             self._load()
         except BaseException as error:  # handed to the one who starts the engine

@@ -29,7 +29,7 @@ from omai_ray.engines.embedding.engine import TokenEngine, Vectors
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.engines.heartbeat import Heartbeat
 from omai_ray.errors import OMAiError, Overloaded, ServerError
-from omai_ray.priority import PRIORITIES, GaveWay, Priority, Turns, step_bound
+from omai_ray.priority import PRIORITIES, GaveWay, Priority, Turns, give_way_to_callers, step_bound
 
 _log = logging.getLogger(__name__)
 _MOST_WAITS = 10_000
@@ -156,6 +156,8 @@ class EmbeddingBatcher:
                 )
 
     def _run(self) -> None:
+        if self._engine.on_cpu:
+            give_way_to_callers()
         while True:
             with self._changed:
                 if not self._is_wanted():

@@ -51,9 +51,10 @@ class TokenEngine(ABC):
     """Runs a checkpoint on token ids: a row of float32 for each input.
 
     context: most tokens an input may have. step_tokens: how many are well run in one go.
-    vocab_size: ids are below it. dimension: D of the rows. tokens, computed_tokens: what was run
-    since the start, without and with padding. between_layers: called between the layers of an
-    embedding model that runs without padding on a CPU; what it raises ends `embed_arrays`.
+    vocab_size: ids are below it. dimension: D of the rows. on_cpu: where it runs. tokens,
+    computed_tokens: what was run since the start, without and with padding. between_layers: called
+    between the layers of an embedding model that runs without padding on a CPU; what it raises ends
+    `embed_arrays`.
     """
 
     vocab_size: int
@@ -65,11 +66,11 @@ class TokenEngine(ABC):
         self.context = context
         self._device = choose_device(spec.num_gpus, spec.memory_share)
         self._dtype = choose_dtype(spec.dtype, self._device, bfloat16_cpu=True)
-        on_cpu = self._device.type == "cpu"
+        self.on_cpu = self._device.type == "cpu"
         self.step_tokens = STEP_TOKENS
-        if on_cpu:
+        if self.on_cpu:
             keep_freed_memory()
-        self._lanes = Lanes(torch.get_num_threads() if on_cpu else 1)
+        self._lanes = Lanes(torch.get_num_threads() if self.on_cpu else 1)
         self.tokens = self.computed_tokens = 0
         self.between_layers: Callable[[], None] | None = None
 
@@ -128,7 +129,7 @@ class TokenEngine(ABC):
         budget = LANE_TOKENS if lanes > 1 else self.step_tokens
         falling = lengths[order]
         spent = np.cumsum(falling)
-        if self._device.type != "cpu" and self._packs:  # alike: a short one has a GPU wait
+        if not self.on_cpu and self._packs:  # alike: a short one has a GPU wait
             steps = -(-tokens // budget)
             ends = np.searchsorted(spent, np.arange(1, steps) * tokens / steps)
             return [rows for rows in np.split(order, ends) if len(rows)]
@@ -147,7 +148,7 @@ class TokenEngine(ABC):
 
     def _fit_steps(self, weights: int) -> None:
         """Set the size of a GPU's steps for a model of so many weights a token."""
-        if self._device.type != "cpu":
+        if not self.on_cpu:
             fitting = int(GPU_STEP_FLOPS / (2 * weights))
             self.step_tokens = min(max(fitting, GPU_LEAST_TOKENS), GPU_MOST_TOKENS)
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from omai_ray.priority import give_way_to_callers
+
 Item = TypeVar("Item")
 _MOST = 8  # all of them share Python's lock between operators
 
@@ -30,6 +32,7 @@ class Lanes:
         started = threading.Barrier(self.count + 1)
 
         def begin() -> None:
+            give_way_to_callers()
             torch.get_num_threads()  # a thread takes over the process's number at its first use
             torch.set_num_threads(threads // self.count)
             started.wait()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -48,6 +49,7 @@ from omai_ray.errors import (
 )
 from tests.chat import collect, greedy, tokens
 from tests.checkpoints import save_chat_checkpoint
+from tests.programs import niceness
 
 PROMPTS = [[5, 9, 40], [7], [11, 12, 13, 14, 15, 16, 17], [100, 101]]
 GREEDY = SamplingParams(temperature=0)
@@ -153,6 +155,18 @@ async def test_a_step_of_a_batch_is_left_undone_when_somebody_online_comes(
     assert tokens(await again) == expected
     assert (["b", "c"], "c") == (begun[:2], ended[0])
     assert len(begun) == len(ended) + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only processes have a priority")
+async def test_computing_gives_way_to_those_who_bring_requests(
+    engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's thread has a lower priority than the one that asks."""
+    seen: set[int] = set()
+    monkeypatch.setattr(engine._runner, "between_layers", lambda: seen.add(niceness()))
+    await collect(engine, GenerationRequest("a", [7], 3, GREEDY))
+    assert seen
+    assert min(seen) > niceness()
 
 
 async def test_an_engine_that_ends_tells_those_who_wait(

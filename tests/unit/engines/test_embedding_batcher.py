@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from omai_ray.engines.embedding.engine import STEP_TOKENS, EmbeddingEngine, Vect
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import InvalidRequest, Overloaded, ServerError
 from tests.checkpoints import save_embedding_checkpoint
+from tests.programs import niceness
 
 
 class Held(EmbeddingEngine):
@@ -332,3 +334,18 @@ async def test_a_step_of_a_batch_is_left_undone_when_somebody_online_comes(
     assert undone[0] in embedded
     for given, found in zip([[[6]], inputs, [[8]]], vectors, strict=True):
         np.testing.assert_allclose(engine.embed_ids(given), found, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only processes have a priority")
+async def test_computing_gives_way_to_those_who_bring_requests(
+    engine: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether one input is computed by the batcher's thread, or many on lanes of their own."""
+    engine.allowed.set()
+    batcher = EmbeddingBatcher(engine, max_queued=10)
+    seen: set[int] = set()
+    monkeypatch.setattr(engine, "between_layers", lambda: seen.add(niceness()))
+    await batcher.embed([[5]])
+    await batcher.embed([[5 + at] * 32 for at in range(100)])
+    assert seen
+    assert min(seen) > niceness()
