@@ -2,14 +2,15 @@
 
 `python benchmarks/autoscaling.py [--quick] [--seeds N]`: three seeded loads run through a simulator
 of replicas (benchmarks/autoscaling_simulator.py) under our policy with its default targets, the
-same for all loads; under our policy where it is told the rate of arrivals (the present one, or also
-that until replicas asked for now would serve), which shows what learning it costs; under Serve's
-default policy, the function that the installed Ray has, with the delays of its AutoscalingConfig;
-and the fewest replica-hours that keep the target for one who knows the load, a lower bound
-(benchmarks/autoscaling_optimum.py). Of those with several settings each load gets the cheapest that
-keeps the target, or where none does the one that comes nearest. The target: 95 % of the requests
-begin to be answered within 5 s. --seeds adds loads from other seeds: the median and the worst of
-our policy over all of them. Writes a plot with --plot, and ends with one line of JSON.
+same for all loads, and our router in one ingress replica, as by default, and in several, which know
+less; under our policy where it is told the rate of arrivals (the present one, or also that until
+replicas asked for now would serve), which shows what learning it costs; under Serve's default
+policy and router, the function that the installed Ray has, with the delays of its
+AutoscalingConfig; and the fewest replica-hours that keep the target for one who knows the load, a
+lower bound (benchmarks/autoscaling_optimum.py). Of those with several settings each load gets the
+cheapest that keeps the target, or where none does the one that comes nearest. The target: 95 % of
+the requests begin to be answered within 5 s. --seeds adds loads from other seeds: the median and
+the worst of our policy over all of them. Writes a plot with --plot, and ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ MODEL = Model()
 WAIT_S, LATE = 5.0, 0.05
 MEAN_REPLICAS = 16.0
 MOST_REPLICAS = 100
+INGRESSES = 3  # of ours, beside a single one
 SEED = 7
 FIRST_SEED = 200  # of the others
 # What our policy is told with the rate: the cheapest that keeps the target is chosen afterwards.
@@ -185,10 +187,11 @@ def measure(name: str, seconds: int, seed: int, decide: Autoscaler, route: Route
     return outcome.replica_hours, outcome.in_target(WAIT_S), outcome.asked
 
 
-def ours(name: str, seconds: int, seed: int) -> Run:
-    """Measure our policy."""
+def ours(name: str, seconds: int, seed: int, ingresses: int = 1) -> Run:
+    """Measure our policy, with our router in so many ingress replicas."""
     targets = Targets(1, MOST_REPLICAS, MODEL.batch, wait_s=WAIT_S, late=LATE)
-    return measure(name, seconds, seed, ReplicaPolicy(targets).decide, platforms_router(MODEL))
+    route = platforms_router(MODEL, ingresses)
+    return measure(name, seconds, seed, ReplicaPolicy(targets).decide, route)
 
 
 def knows(name: str, seconds: int, seed: int, ahead: bool) -> Run:
@@ -255,16 +258,19 @@ def _compare(pool: Executor, name: str, seconds: int) -> tuple[dict[str, Any], C
     """Run everything on a load, and print it."""
     best = pool.submit(bound, name, seconds, SEED)
     mine = pool.submit(ours, name, seconds, SEED)
+    several = pool.submit(ours, name, seconds, SEED, INGRESSES)
     told = [pool.submit(knows, name, seconds, SEED, ahead) for ahead in (False, True)]
     settings = range(len(SERVE_SETTINGS))
     serve = [pool.submit(serves, name, seconds, SEED, each) for each in settings]
     least, least_replicas = best.result()
     hours, share, replicas = mine.result()
+    several_hours, several_share, _ = several.result()
     (now_hours, now_share, _), (ahead_hours, ahead_share, _) = (each.result() for each in told)
     runs = [run.result() for run in serve]
     theirs = cheapest(runs)
     _print(name, "optimum", least, least)
     _print(name, "ours", hours, least, share)
+    _print(name, f"ours, {INGRESSES} ingresses", several_hours, least, several_share)
     _print(name, "told rate", now_hours, least, now_share)
     _print(name, "told rate ahead", ahead_hours, least, ahead_share)
     for number, run in enumerate(runs, 1):
@@ -276,6 +282,8 @@ def _compare(pool: Executor, name: str, seconds: int) -> tuple[dict[str, Any], C
         "hours": hours,
         "in_target": share,
         "gpu_hours_vs_optimum": hours / least,
+        f"ours_{INGRESSES}_ingresses_vs_optimum": several_hours / least,
+        f"ours_{INGRESSES}_ingresses_in_target": several_share,
         "told_rate_vs_optimum": now_hours / least,
         "told_rate_in_target": now_share,
         "told_rate_ahead_vs_optimum": ahead_hours / least,

@@ -23,7 +23,6 @@ from omai_ray.routing.prefixes import PrefixAffinity
 
 STEP_S = 0.5
 REPORT_S = 1.0
-INGRESSES = 2
 
 
 @dataclass(frozen=True)
@@ -154,22 +153,22 @@ def two_choices(seed: int = 0) -> Router:
     return choose
 
 
-def platforms_router(model: Model, seed: int = 0) -> Router:
+def platforms_router(model: Model, ingresses: int = 1, seed: int = 0) -> Router:
     """Return this platform's router for chat, where no two prompts begin alike.
 
-    Requests come to one of a few ingress processes. Each is told what a replica has when it sends
+    Requests come to one of the ingress replicas. Each is told what a replica has when it sends
     something there, and from then on hears of its own requests' ends alone.
     """
     rng = random.Random(seed)
-    affinity = PrefixAffinity(most_excess=max(model.batch // 4, 1))
-    told: list[dict[str, tuple[int, int]]] = [{} for _ in range(INGRESSES)]
+    affinity = PrefixAffinity(max(model.batch // 4, 1), alone=ingresses == 1)
+    told: list[dict[str, tuple[int, int]]] = [{} for _ in range(ingresses)]
 
     def choose(replicas: list[Replica]) -> Replica:
         known = rng.choice(told)
         ongoing = {}
         for replica in replicas:
             load, ended = known.get(replica.name, (0, replica.ended))
-            ongoing[replica.name] = max(0, load - (replica.ended - ended) // INGRESSES)
+            ongoing[replica.name] = max(0, load - (replica.ended - ended) // ingresses)
         best = affinity.rank(ongoing, (), rng.randbytes(8))[0]
         chosen = next(replica for replica in replicas if replica.name == best)
         known[best] = chosen.load + 1, chosen.ended

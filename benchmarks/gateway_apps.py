@@ -128,7 +128,7 @@ def ours(settings: Settings) -> Application:
             name=deployment_name(spec.name),
             max_ongoing_requests=MANY,
             ray_actor_options={"num_cpus": 0.1},
-            request_router_config=router_config(spec),
+            request_router_config=router_config(spec, settings.ingress.replicas),
         )
         .bind()
         for spec in settings.models

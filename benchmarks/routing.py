@@ -172,7 +172,7 @@ def converse(count: int, choose: Choose) -> Outcome:
 
 def by_prefix(ingresses: int) -> Choose:
     """Return our choice, made by so many processes."""
-    routers = [PrefixAffinity(RUNNING // 4) for _ in range(ingresses)]
+    routers = [PrefixAffinity(RUNNING // 4, ingresses == 1) for _ in range(ingresses)]
 
     def choose(ingress: int, ongoing: dict[str, int], request: GenerationRequest) -> str:
         router = routers[ingress % ingresses]

@@ -108,7 +108,7 @@ def _deployment(spec: ModelSpec, settings: Settings) -> Deployment:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=settings.drain_s,
         max_surge_percent=spec.replicas.surge_percent,
-        request_router_config=router_config(spec),
+        request_router_config=router_config(spec, settings.ingress.replicas),
         version=version_of(
             spec.model_dump_json(exclude=_OF_NO_REPLICA), settings.log_level, str(settings.log_file)
         ),

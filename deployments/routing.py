@@ -20,14 +20,17 @@ from omai_ray.routing.prefixes import PrefixAffinity, block_keys, session_key
 from omai_ray.routing.tokens import QueuedTokens
 
 
-def router_config(spec: ModelSpec) -> RequestRouterConfig:
-    """Return what routes the requests for a model."""
+def router_config(spec: ModelSpec, ingresses: int) -> RequestRouterConfig:
+    """Return what routes the requests for a model from so many ingress replicas."""
     options: dict[str, Any] = {"request_router_class": f"{__name__}:{TokenRouter.__name__}"}
     if spec.task == "chat":
         # A quarter of what runs at once: busier, what is saved is lost by waiting.
         options = {
             "request_router_class": f"{__name__}:{PrefixRouter.__name__}",
-            "request_router_kwargs": {"most_excess": max(spec.max_running_requests // 4, 1)},
+            "request_router_kwargs": {
+                "most_excess": max(spec.max_running_requests // 4, 1),
+                "alone": ingresses == 1,
+            },
         }
     return RequestRouterConfig(**options)
 

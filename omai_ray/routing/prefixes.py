@@ -21,6 +21,7 @@ _REMEMBERED_BLOCKS = 65_536
 _REMEMBERED_SESSIONS = 65_536
 # What a request that runs beside costs a new one, as the prompt that could be computed meanwhile.
 _REQUEST_BLOCKS = 8
+CHOICES = 2
 
 
 def block_keys(account: str, adapter: str, tokens: Sequence[int]) -> list[bytes]:
@@ -50,16 +51,19 @@ class PrefixAffinity:
     """What one process has sent where.
 
     most_excess: how many requests more than at the least busy one a replica may be at, however
-    much of a prompt it has.
+    much of a prompt it has. alone: whether no other process sends requests, so that what is known
+    of how busy replicas are is never out of date.
     """
 
     def __init__(
         self,
         most_excess: int,
+        alone: bool,
         remembered_blocks: int = _REMEMBERED_BLOCKS,
         remembered_sessions: int = _REMEMBERED_SESSIONS,
     ) -> None:
         self._most_excess = most_excess
+        self._alone = alone
         self._remembered_blocks = remembered_blocks
         self._remembered_sessions = remembered_sessions
         self._sent: dict[str, OrderedDict[bytes, None]] = {}
@@ -69,7 +73,9 @@ class PrefixAffinity:
         """Return replicas, best first: by what is to be computed there, and what runs beside it.
 
         The session's own replica is taken to have all of the prompt, for it may have it by way of
-        another process. ongoing: replica -> how many requests it is at. keys: of the prompt, as
+        another process. Of those that have nothing of it two, drawn by the session, come before the
+        others: processes that all prefer the one that seemed least busy a moment ago overrun it
+        (Mitzenmacher 2000). ongoing: replica -> how many requests it is at. keys: of the prompt, as
         from `block_keys`. session: what it has in common with those before it.
         """
         least = min(ongoing.values(), default=0)
@@ -79,6 +85,7 @@ class PrefixAffinity:
             if count - least <= self._most_excess
         }
         lots = {name: _draw(session, name) for name in ongoing}
+        drawn = ongoing if self._alone else sorted(lots, key=lots.__getitem__)[-CHOICES:]
         home = self._sessions.get(session)
         if home not in known:
             home = max(known, key=lots.__getitem__, default=None)
@@ -86,7 +93,7 @@ class PrefixAffinity:
         def cost(name: str) -> tuple[bool, int, int]:
             beside = (ongoing[name] - least) * _REQUEST_BLOCKS
             saved = len(keys) if name == home else known.get(name, 0)
-            return name not in known, beside - saved, -lots[name]
+            return not saved and name not in drawn, beside - saved, -lots[name]
 
         return sorted(ongoing, key=cost)
 

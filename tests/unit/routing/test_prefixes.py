@@ -58,7 +58,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 def test_a_conversation_stays_where_it_was() -> None:
     """Though another replica is less busy, as long as it saves more than that costs."""
     for name in IDLE:
-        affinity = PrefixAffinity(most_excess=4)
+        affinity = PrefixAffinity(most_excess=4, alone=True)
         affinity.note(name, KEYS, b"session")
         assert affinity.rank(IDLE | {name: 1}, KEYS, b"session")[0] == name
         assert affinity.rank(IDLE | {name: 2}, KEYS, b"session")[0] != name
@@ -66,7 +66,7 @@ def test_a_conversation_stays_where_it_was() -> None:
 
 def test_a_known_prompt_is_found_without_its_session() -> None:
     """As for a new conversation that begins with a system prompt the replica has."""
-    affinity = PrefixAffinity(most_excess=4)
+    affinity = PrefixAffinity(most_excess=4, alone=True)
     home = affinity.rank(IDLE, KEYS[:1], b"new")[0]
     knows = other(home, home)
     affinity.note(knows, KEYS, b"old")
@@ -76,7 +76,7 @@ def test_a_known_prompt_is_found_without_its_session() -> None:
 
 def test_no_replica_is_overrun_for_what_it_knows() -> None:
     """most_excess above the least busy one is the end of it, and the order has all replicas."""
-    affinity = PrefixAffinity(most_excess=4)
+    affinity = PrefixAffinity(most_excess=4, alone=True)
     keys = block_keys("account", "", list(range(200 * BLOCK)))
     affinity.note("b", keys, b"session")
     assert affinity.rank({"a": 1, "b": 5, "c": 1}, keys, b"session")[0] == "b"
@@ -89,14 +89,14 @@ def test_processes_agree_without_knowing_of_each_other() -> None:
     """Where a session is new to both, and where one has replicas in another order."""
     for number in range(50):
         session = f"session-{number}".encode()
-        one = PrefixAffinity(4).rank(IDLE, KEYS, session)
-        two = PrefixAffinity(4).rank(dict(reversed(IDLE.items())), KEYS, session)
+        one = PrefixAffinity(4, alone=True).rank(IDLE, KEYS, session)
+        two = PrefixAffinity(4, alone=True).rank(dict(reversed(IDLE.items())), KEYS, session)
         assert one == two
 
 
 def test_sessions_are_spread_and_few_move_when_a_replica_comes() -> None:
     """Rendezvous hashing moves those that the new one wins, and no others."""
-    affinity = PrefixAffinity(4)
+    affinity = PrefixAffinity(4, alone=True)
     sessions = [f"session-{number}".encode() for number in range(600)]
     before = [affinity.rank(IDLE, KEYS, session)[0] for session in sessions]
     after = [affinity.rank(IDLE | {"d": 0}, KEYS, session)[0] for session in sessions]
@@ -106,9 +106,31 @@ def test_sessions_are_spread_and_few_move_when_a_replica_comes() -> None:
     assert 90 < len(moved) < 210
 
 
+def test_new_prompts_go_to_the_less_busy_of_two_where_others_send_too() -> None:
+    """All of them at the one that seemed least busy would overrun it; alone, it is the best."""
+    ongoing = {name: 0 if name == "a" else 3 for name in "abcdefgh"}
+    sessions = [f"session-{number}".encode() for number in range(400)]
+    chosen = {
+        alone: [PrefixAffinity(4, alone).rank(ongoing, [], session)[0] for session in sessions]
+        for alone in (True, False)
+    }
+    assert {"a"} == set(chosen[True])
+    assert 60 < chosen[False].count("a") < 140  # a quarter: of eight, two are drawn
+    assert set(ongoing) == set(chosen[False])
+
+
+def test_what_is_known_is_asked_whoever_is_drawn() -> None:
+    """Two are drawn of those alone that have nothing of a prompt."""
+    for name in "abcdefgh":
+        affinity = PrefixAffinity(4, alone=False)
+        affinity.note(name, KEYS, b"old")
+        ranked = affinity.rank(dict.fromkeys("abcdefgh", 0), KEYS[:8], b"new")
+        assert name in ranked[:3]
+
+
 def test_what_is_remembered_is_bounded_and_beginnings_stay_longest() -> None:
     """The oldest prompts go first, their ends before their beginnings."""
-    affinity = PrefixAffinity(most_excess=100, remembered_blocks=12, remembered_sessions=1)
+    affinity = PrefixAffinity(100, True, remembered_blocks=12, remembered_sessions=1)
     affinity.note("a", KEYS, b"one")
     newer = block_keys("another", "", PROMPT)[:6]
     affinity.note("a", newer, b"two")
@@ -119,7 +141,7 @@ def test_what_is_remembered_is_bounded_and_beginnings_stay_longest() -> None:
 
 def test_a_replica_that_ended_is_forgotten() -> None:
     """And its sessions go elsewhere."""
-    affinity = PrefixAffinity(4)
+    affinity = PrefixAffinity(4, alone=True)
     affinity.note("a", KEYS, b"session")
     affinity.keep({"b", "c"})
     assert affinity._known("a", KEYS) == 0
