@@ -169,7 +169,7 @@ def platforms_router(model: Model, ingresses: int = 1, seed: int = 0) -> Router:
         for replica in replicas:
             load, ended = known.get(replica.name, (0, replica.ended))
             ongoing[replica.name] = max(0, load - (replica.ended - ended) // ingresses)
-        best = affinity.rank(ongoing, (), rng.randbytes(8))[0]
+        best = affinity.rank(ongoing, (), rng.randbytes(8), begins=True)[0]
         chosen = next(replica for replica in replicas if replica.name == best)
         known[best] = chosen.load + 1, chosen.ended
         return chosen

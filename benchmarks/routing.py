@@ -173,12 +173,14 @@ def converse(count: int, choose: Choose) -> Outcome:
 def by_prefix(ingresses: int) -> Choose:
     """Return our choice, made by so many processes."""
     routers = [PrefixAffinity(RUNNING // 4, ingresses == 1) for _ in range(ingresses)]
+    begun: set[bytes] = set()
 
     def choose(ingress: int, ongoing: dict[str, int], request: GenerationRequest) -> str:
         router = routers[ingress % ingresses]
         keys = block_keys(request.account, request.adapter, request.prompt_ids)
         session = session_key(request.account, request.adapter, request.request_id, keys)
-        name = router.rank(ongoing, keys, session)[0]
+        name = router.rank(ongoing, keys, session, begins=session not in begun)[0]
+        begun.add(session)
         router.note(name, keys, session)
         return name
 

@@ -68,13 +68,15 @@ class PrefixRouter(_RankingRouter):
         self._affinity = PrefixAffinity(**kwargs)
 
     def _rank(self, ongoing: dict[str, int], request: PendingRequest | None) -> list[str]:
-        return self._affinity.rank(ongoing, *_prompt(request))
+        keys, session, begins = _prompt(request)
+        return self._affinity.rank(ongoing, keys, session, begins=begins)
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult
     ) -> None:
         """Remember where a prompt went."""
-        self._affinity.note(replica_id.unique_id, *_prompt(pending_request))
+        keys, session, _ = _prompt(pending_request)
+        self._affinity.note(replica_id.unique_id, keys, session)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forget what replicas had that have ended."""
@@ -82,13 +84,16 @@ class PrefixRouter(_RankingRouter):
         self._affinity.keep({replica.replica_id.unique_id for replica in replicas})
 
 
-def _prompt(request: PendingRequest | None) -> tuple[list[bytes], bytes]:
-    """Return the keys of a prompt's blocks and of its session; of other calls nothing alike."""
+def _prompt(request: PendingRequest | None) -> tuple[list[bytes], bytes, bool]:
+    """Return the keys of a prompt's blocks and of its session, and whether that begins with it.
+
+    Of other calls, nothing alike.
+    """
     job = request.args[0] if request is not None and request.args else None
     if not isinstance(job, ChatJob):
-        return [], os.urandom(8)
+        return [], os.urandom(8), True
     keys = block_keys(job.account, job.adapter, job.prompt_ids)
-    return keys, session_key(job.account, job.adapter, job.session, keys)
+    return keys, session_key(job.account, job.adapter, job.session, keys), job.begins
 
 
 class TokenRouter(_RankingRouter):

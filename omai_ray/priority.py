@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 Priority = Literal["online", "batch"]
@@ -51,7 +53,12 @@ def step_bound(priority: Priority, step_tokens: int) -> int:
 
 def give_way_to_servers() -> None:
     """Lower this process's priority: beside a server, its requests come first."""
-    os.nice(max(0, _NICENESS - os.nice(0)))
+    if sys.platform != "linux":
+        os.nice(max(0, _NICENESS - os.nice(0)))
+        return
+    for thread in Path("/proc/self/task").iterdir():  # each has its own, Ray's among them
+        with suppress(OSError):  # it has ended, or may not
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICENESS)
 
 
 def give_way_to_callers() -> None:
@@ -62,4 +69,5 @@ def give_way_to_callers() -> None:
     if sys.platform == "linux":  # elsewhere only processes have a priority
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, niceness + _COMPUTING)
+        with suppress(OSError):  # where a sandbox forbids it, requests are answered all the same
+            os.setpriority(os.PRIO_PROCESS, thread, niceness + _COMPUTING)

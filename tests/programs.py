@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,8 +51,17 @@ def kill_all(pid: int) -> None:
     """End a process and all that it has started at once, as a machine that loses power does."""
     processes = [pid, *descendants(pid)]
     for each in processes:
-        os.kill(each, signal.SIGKILL)
-    eventually(lambda: not set(processes).intersection(descendants(1)))
+        with suppress(ProcessLookupError):  # it ended with those before it
+            os.kill(each, signal.SIGKILL)
+    eventually(lambda: not any(map(_is_running, processes)))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def require_program(name: str, *, package: str) -> None:

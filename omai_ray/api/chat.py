@@ -71,6 +71,7 @@ async def chat_job(request: Request, served: ServedChat, body: ChatRequest) -> C
         one_call=body.parallel_tool_calls is False,
         grammar=answer_grammar(body, served.tokenizer.text),
         session=session_of(body),
+        begins=begins(body),
     )
 
 
@@ -87,6 +88,12 @@ def session_of(body: ChatRequest) -> str:
         if message.role not in ("system", "developer"):
             break
     return digest.hexdigest()
+
+
+def begins(body: ChatRequest) -> bool:
+    """Tell whether a request is a conversation's first: no answer is in it, and no key names it."""
+    answered = any(message.role == "assistant" for message in body.messages)
+    return not (body.prompt_cache_key or answered)
 
 
 async def render(served: ServedChat, body: ChatRequest, size: int) -> list[int]:

@@ -51,8 +51,8 @@ class PrefixAffinity:
     """What one process has sent where.
 
     most_excess: how many requests more than at the least busy one a replica may be at, however
-    much of a prompt it has. alone: whether no other process sends requests, so that what is known
-    of how busy replicas are is never out of date.
+    much of a prompt it has. alone: whether no other process sends requests online, so that what is
+    known of how busy replicas are is never out of date.
     """
 
     def __init__(
@@ -69,14 +69,23 @@ class PrefixAffinity:
         self._sent: dict[str, OrderedDict[bytes, None]] = {}
         self._sessions: OrderedDict[bytes, str] = OrderedDict()
 
-    def rank(self, ongoing: Mapping[str, int], keys: Sequence[bytes], session: bytes) -> list[str]:
+    def rank(
+        self,
+        ongoing: Mapping[str, int],
+        keys: Sequence[bytes],
+        session: bytes,
+        *,
+        begins: bool = False,
+    ) -> list[str]:
         """Return replicas, best first: by what is to be computed there, and what runs beside it.
 
-        The session's own replica is taken to have all of the prompt, for it may have it by way of
-        another process. Of those that have nothing of it two, drawn by the session, come before the
-        others: processes that all prefer the one that seemed least busy a moment ago overrun it
-        (Mitzenmacher 2000). ongoing: replica -> how many requests it is at. keys: of the prompt, as
-        from `block_keys`. session: what it has in common with those before it.
+        A session's own replica is taken to have all of the prompt, for it may have it by way of
+        another process, unless the session `begins`. Of those that have nothing of it two, drawn by
+        the session, come before the others: processes that all prefer the one that seemed least
+        busy a moment ago overrun it (Mitzenmacher 2000).
+
+        ongoing: replica -> how many requests it is at. keys: of the prompt, as from `block_keys`.
+        session: what it has in common with those before it.
         """
         least = min(ongoing.values(), default=0)
         known = {
@@ -87,7 +96,9 @@ class PrefixAffinity:
         lots = {name: _draw(session, name) for name in ongoing}
         drawn = ongoing if self._alone else sorted(lots, key=lots.__getitem__)[-CHOICES:]
         home = self._sessions.get(session)
-        if home not in known:
+        if home not in known and begins:
+            home = None
+        elif home not in known:
             home = max(known, key=lots.__getitem__, default=None)
 
         def cost(name: str) -> tuple[bool, int, int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from omai_ray.api.chat import session_of
+from omai_ray.api.chat import begins, session_of
 from omai_ray.api.schemas.chat import ChatRequest
 from omai_ray.errors import Overloaded
 from tests.api.conftest import CHAT, CONTEXT, Api, events
@@ -295,9 +295,12 @@ async def test_concurrent_requests_are_answered_as_alone(api: Api) -> None:
 def test_the_turns_of_a_conversation_are_one_session() -> None:
     """Up to the first message that is no instruction; the client's own key comes before that."""
 
-    def session(*messages: tuple[str, str], **fields: Any) -> str:
+    def request(*messages: tuple[str, str], **fields: Any) -> ChatRequest:
         said = [{"role": role, "content": content} for role, content in messages]
-        return session_of(ChatRequest.model_validate({"model": "m", "messages": said, **fields}))
+        return ChatRequest.model_validate({"model": "m", "messages": said, **fields})
+
+    def session(*messages: tuple[str, str], **fields: Any) -> str:
+        return session_of(request(*messages, **fields))
 
     system, first = ("system", "Be brief."), ("user", "Hello")
     turns = session(system, first, ("assistant", "Hi"), ("user", "Go on"))
@@ -305,3 +308,7 @@ def test_the_turns_of_a_conversation_are_one_session() -> None:
     assert session(system, ("user", "Good day")) != turns
     assert session(("system", "Be long."), first) != turns
     assert session(system, first, prompt_cache_key="mine") == "mine"
+
+    assert begins(request(system, first))
+    assert not begins(request(system, first, ("assistant", "Hi"), ("user", "Go on")))
+    assert not begins(request(system, first, prompt_cache_key="mine"))

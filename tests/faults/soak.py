@@ -116,8 +116,18 @@ def told(traffic: Traffic) -> str:
 
 def kill(platform: Platform, title: str, rng: random.Random) -> None:
     """Kill one of the processes of a kind, once there is one."""
-    eventually(lambda: bool(platform.pids(title)))
-    os.kill(rng.choice(platform.pids(title)), signal.SIGKILL)
+
+    def is_killed() -> bool:
+        found = platform.pids(title)
+        if not found:
+            return False
+        try:
+            os.kill(rng.choice(found), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    eventually(is_killed)
 
 
 def balance(

@@ -24,6 +24,7 @@ Outcome = list[Usage] | str | None
 TOKENS = 24
 LINES = 40  # of a batch
 BATCH_PATIENCE_S = 300.0
+GOING_ON = ("validating", "in_progress", "finalizing")
 
 
 class Traffic(Callers):
@@ -124,10 +125,13 @@ def _batch(client: httpx.Client, number: int) -> Outcome:
     batch = _batch_of(client, {"input_file_id": file["id"], "endpoint": endpoint})
     path = f"/v1/batches/{batch}"
     eventually(
-        lambda: _surely(lambda: client.get(path)).json()["completed_at"] is not None,
+        lambda: _surely(lambda: client.get(path)).json()["status"] not in GOING_ON,
         BATCH_PATIENCE_S,
     )
-    output = _surely(lambda: client.get(path)).json()["output_file_id"]
+    ended = _surely(lambda: client.get(path)).json()
+    if ended["status"] != "completed":
+        return f"a batch: {ended}"
+    output = ended["output_file_id"]
     text = _surely(lambda: client.get(f"/v1/files/{output}/content")).text
     lines = [json.loads(line) for line in text.splitlines()]
     if sorted(line["custom_id"] for line in lines) != sorted(map(str, range(LINES))):
@@ -143,10 +147,8 @@ def _batch_of(client: httpx.Client, wanted: dict[str, str]) -> str:
         batches = _surely(lambda: client.get("/v1/batches")).json()["data"]
         found.extend(b["id"] for b in batches if b["input_file_id"] == wanted["input_file_id"])
         if not found:
-            try:
-                client.post("/v1/batches", json={**wanted, "completion_window": "24h"})
-            except httpx.HTTPError:
-                return False
+            body = {**wanted, "completion_window": "24h"}
+            _answer(lambda: client.post("/v1/batches", json=body))
         return bool(found)
 
     eventually(is_there, BATCH_PATIENCE_S)
@@ -154,18 +156,26 @@ def _batch_of(client: httpx.Client, wanted: dict[str, str]) -> str:
 
 
 def _surely(ask: Callable[[], httpx.Response]) -> httpx.Response:
-    """Ask until there is an answer."""
-    answers: list[httpx.Response] = []
+    """Ask until there is an answer; a kill cuts some off."""
+    answers: list[httpx.Response | None] = []
 
     def is_answered() -> bool:
-        try:
-            answers.append(ask())
-        except httpx.HTTPError:
-            return False
-        return answers[-1].status_code == 200
+        answers.append(_answer(ask))
+        return answers[-1] is not None
 
     eventually(is_answered, BATCH_PATIENCE_S)
+    assert answers[-1] is not None
     return answers[-1]
+
+
+def _answer(ask: Callable[[], httpx.Response]) -> httpx.Response | None:
+    """Return the answer, or None where the server cannot give one now."""
+    try:
+        answer = ask()
+    except httpx.HTTPError:
+        return None
+    assert answer.status_code == 200 or answer.status_code >= 500, answer.text
+    return answer if answer.status_code == 200 else None
 
 
 WAYS: dict[str, Callable[[httpx.Client, int], Outcome]] = {

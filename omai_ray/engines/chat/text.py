@@ -37,6 +37,7 @@ class ChatJob:
     one_call: an answer ends with its first tool call.
 
     session: the same in all turns of a conversation; it goes where the turns before have been.
+    begins: whether this is the first of them.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class ChatJob:
     grammar: Grammar | None = None
     one_call: bool = False
     session: str = ""
+    begins: bool = False
     priority: Priority = "online"
 
 

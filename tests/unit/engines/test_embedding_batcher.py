@@ -12,6 +12,7 @@ import pytest
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.embedding.batcher import EmbeddingBatcher
 from omai_ray.engines.embedding.engine import STEP_TOKENS, EmbeddingEngine, Vectors
+from omai_ray.engines.embedding.lanes import Lanes
 from omai_ray.engines.embedding.packing import Ids
 from omai_ray.errors import InvalidRequest, Overloaded, ServerError
 from tests.checkpoints import save_embedding_checkpoint
@@ -343,9 +344,14 @@ async def test_computing_gives_way_to_those_who_bring_requests(
     """Whether one input is computed by the batcher's thread, or many on lanes of their own."""
     engine.allowed.set()
     batcher = EmbeddingBatcher(engine, max_queued=10)
-    seen: set[int] = set()
-    monkeypatch.setattr(engine, "between_layers", lambda: seen.add(niceness()))
+    seen: dict[str, int] = {}
+
+    def note() -> None:
+        seen[threading.current_thread().name.rpartition("_")[0]] = niceness()
+
+    monkeypatch.setattr(engine, "between_layers", note)
+    monkeypatch.setattr(engine, "_lanes", Lanes(2))
     await batcher.embed([[5]])
     await batcher.embed([[5 + at] * 32 for at in range(100)])
-    assert seen
-    assert min(seen) > niceness()
+    lower = min(19, niceness() + 10)
+    assert {"": lower, "embedding-lane": lower} == seen

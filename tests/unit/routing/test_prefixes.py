@@ -111,7 +111,10 @@ def test_new_prompts_go_to_the_less_busy_of_two_where_others_send_too() -> None:
     ongoing = {name: 0 if name == "a" else 3 for name in "abcdefgh"}
     sessions = [f"session-{number}".encode() for number in range(400)]
     chosen = {
-        alone: [PrefixAffinity(4, alone).rank(ongoing, [], session)[0] for session in sessions]
+        alone: [
+            PrefixAffinity(4, alone).rank(ongoing, KEYS, session, begins=True)[0]
+            for session in sessions
+        ]
         for alone in (True, False)
     }
     assert {"a"} == set(chosen[True])
@@ -119,13 +122,24 @@ def test_new_prompts_go_to_the_less_busy_of_two_where_others_send_too() -> None:
     assert set(ongoing) == set(chosen[False])
 
 
+def test_a_session_that_goes_on_is_sought_where_another_process_may_have_sent_it() -> None:
+    """At its own replica, busy as that is; one that begins can be nowhere yet."""
+    session = b"of another process"
+    for alone in (True, False):
+        affinity = PrefixAffinity(4, alone)
+        home = affinity.rank(IDLE, KEYS, session)[0]
+        assert home == affinity.rank(IDLE | {home: 1}, KEYS, session)[0]
+        assert home != affinity.rank(IDLE | {home: 1}, KEYS, session, begins=True)[0]
+
+
 def test_what_is_known_is_asked_whoever_is_drawn() -> None:
     """Two are drawn of those alone that have nothing of a prompt."""
     for name in "abcdefgh":
         affinity = PrefixAffinity(4, alone=False)
         affinity.note(name, KEYS, b"old")
-        ranked = affinity.rank(dict.fromkeys("abcdefgh", 0), KEYS[:8], b"new")
-        assert name in ranked[:3]
+        others = dict.fromkeys("abcdefgh", 1)
+        assert name == affinity.rank(others | {name: 1}, KEYS[:8], b"new", begins=True)[0]
+        assert name != affinity.rank(others | {name: 3}, KEYS[:8], b"new", begins=True)[0]
 
 
 def test_what_is_remembered_is_bounded_and_beginnings_stay_longest() -> None:

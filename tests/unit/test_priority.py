@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, threading
+from omai_ray.priority import give_way_to_servers
+waiting = threading.Event()
+threading.Thread(target=waiting.wait, daemon=True).start()
+give_way_to_servers()
+threading.Thread(target=waiting.wait, daemon=True).start()
+print(sorted(os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only processes have a priority")
+def test_all_threads_of_a_process_give_way_to_servers() -> None:
+    """Those that were there before, and those that come after."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[19, 19, 19]\n"
