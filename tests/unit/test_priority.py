@@ -12,7 +12,8 @@ waiting = threading.Event()
 threading.Thread(target=waiting.wait, daemon=True).start()
 give_way_to_servers()
 threading.Thread(target=waiting.wait, daemon=True).start()
-print(sorted(os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")))
+threads = map(int, os.listdir("/proc/self/task"))
+print(sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads))
 """
 
 
