@@ -14,7 +14,8 @@ PRIORITIES: tuple[Priority, ...] = ("online", "batch")  # what comes first is se
 _TURN = 20
 _PART = 8
 _NICENESS = 19
-_COMPUTING = 10  # of niceness; with 3, first tokens beside a batch came a third later
+NICENESS_VARIABLE = "OMAI_COMPUTE_NICENESS"
+_COMPUTING = "10"  # with 3, first tokens beside a batch came a third later
 
 
 class Turns:
@@ -64,10 +65,12 @@ def give_way_to_servers() -> None:
 def give_way_to_callers() -> None:
     """Lower this thread's priority, and so that of threads it starts: it computes on all CPUs.
 
-    Every process on a request's way would wait for its turn beside it, longer than it works.
+    Every process on a request's way would wait for its turn beside it, longer than it works. By
+    how much, OMAI_COMPUTE_NICENESS says.
     """
     if sys.platform == "linux":  # elsewhere only processes have a priority
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread)
+        more = int(os.environ.get(NICENESS_VARIABLE, _COMPUTING))
         with suppress(OSError):  # where a sandbox forbids it, requests are answered all the same
-            os.setpriority(os.PRIO_PROCESS, thread, niceness + _COMPUTING)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness + more)

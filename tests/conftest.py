@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from omai_ray.priority import NICENESS_VARIABLE
 from omai_ray.store import Store
 from tests.databases import Postgres, run_postgres
 from tests.fault_rows import outcome_of_rows
@@ -47,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: _scope(item.nodeid) != _SHARED_RAY)
 
 
+# Tests compute beside engines that other tests wait for.
+os.environ.setdefault(NICENESS_VARIABLE, "1")
 _ROWS_OF = pytest.StashKey[dict[str, tuple[int, ...]]]()
 
 
