@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from tests.programs import require_program
 from tests.ray.conftest import Served
@@ -39,7 +38,6 @@ SHOWN = {
     ],
     "docs/accounts.md": ['"value":"omai-sk-', "account.create"],
     "docs/api.md": ['"relevance_score":'],
-    "docs/bulk.md": ["How to parse a date", "'omai_file': 'x.parquet'"],
     "docs/files-and-batches.md": ['"id":"embjob_'],
     "docs/operations.md": ['"check": "database"'],
 }
@@ -51,8 +49,7 @@ PLACEHOLDERS = (
     (" ID ", ' "$ID" '),
     ("keys revoke ID", 'keys revoke "$ID"'),
 )
-# The command as it is, but with passwords typed, patient with batches, and bulk jobs on the Ray
-# that is there.
+# The command as it is, but with passwords typed, and patient with batches.
 _OMAI_RAY = """
 set -euo pipefail
 omai-ray() {
@@ -62,7 +59,6 @@ omai-ray() {
         command omai-ray batch status "$3" --json | grep -q '"status": "completed"' && break
         sleep 0.5
       done ;;
-    "embed IN") set -- "$@" --address "$TEST_CLUSTER" ;;
   esac
   command omai-ray "$@" <<< "$TEST_PASSWORD"
 }
@@ -89,7 +85,7 @@ def as_bash(snippet: Snippet, folder: Path, url: str) -> str:
 
 
 def furnish(folder: Path, page: str, served: Served) -> None:
-    """Put into a folder what the reader has: the repository, a batch, corpora, settings."""
+    """Put into a folder what the reader has: the repository, a batch, a corpus, settings."""
     for name in REPOSITORY:
         (folder / name).symlink_to(ROOT / name)
     url, body = "/v1/embeddings", {"model": "text-embedding-ada-002", "input": "A fox"}
@@ -100,10 +96,6 @@ def furnish(folder: Path, page: str, served: Served) -> None:
     request = {"custom_id": "a", "method": "POST", "url": url, "body": body}
     (folder / "input.jsonl").write_text(json.dumps(request), encoding="utf-8")
     pq.write_table(pa.table({"text": ["A fox", "A dog"]}), folder / "docs.parquet")
-    (folder / "IN").mkdir()
-    corpus = {"title": ["Foxes", "Dogs"], "body": ["They run.", "They bark."], "year": [1999, 2024]}
-    texts = ["How to parse a date", "How to bark"]
-    pq.write_table(pa.table({**corpus, "text": texts}), folder / "IN" / "x.parquet")
     models = [
         spec.model_dump(include={"name", "task", "source"}) for spec in served.settings.models
     ]
@@ -150,7 +142,6 @@ def test_a_page_works_as_pasted(page: str, served: Served, tmp_path: Path) -> No
         "OMAI_API_KEY": key,
         "OMAI_BASE_URL": f"{served.url}/v1",
         "TEST_PASSWORD": PASSWORD,
-        "TEST_CLUSTER": ray.get_runtime_context().gcs_address,
     }
     if page in ("README.md", "docs/accounts.md"):  # whose commands are of the server's accounts
         environment["OMAI_STATE_DIR"] = str(served.settings.state_dir)
