@@ -28,18 +28,25 @@ def descendants(pid: int) -> list[int]:
     """Return the processes that a process started, and those that they did; none that has ended."""
     children: dict[int, list[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it has ended
-            continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(process.name))
+        parent = _parent(int(process.name))
+        if parent is not None:
+            children.setdefault(parent, []).append(int(process.name))
     found, left = [], [pid]
     while left:
         more = children.get(left.pop(), [])
         found += more
         left += more
     return found
+
+
+def _parent(pid: int) -> int | None:
+    """Return the process that a process is a child of; None where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return None if state == "Z" else int(parent)
 
 
 def niceness() -> int:
@@ -53,15 +60,7 @@ def kill_all(pid: int) -> None:
     for each in processes:
         with suppress(ProcessLookupError):  # it ended with those before it
             os.kill(each, signal.SIGKILL)
-    eventually(lambda: not any(map(_is_running, processes)))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    eventually(lambda: all(_parent(each) is None for each in processes))
 
 
 def require_program(name: str, *, package: str) -> None:

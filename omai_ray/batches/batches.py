@@ -41,19 +41,13 @@ class Batches(Owned[Batch]):
 
         Raises InvalidRequest for a file of another purpose, or where too many batches are at work.
         """
-        now_s = self._clock()
-        values = {
-            "id": self._new_id(),
-            "account_id": account_id,
-            "key_id": key_id,
+        values = self._new(account_id, key_id, metadata)
+        values |= {
             "endpoint": endpoint,
             "completion_window": WINDOW,
             "input_file_id": input_file_id,
-            "metadata": dict(metadata) if metadata else None,
             "output_expires_s": output_expires_s,
-            "status": "validating",
-            "created": now_s,
-            "expires": now_s + WINDOW_S,
+            "expires": values["created"] + WINDOW_S,
         }
         async with self._store.writing() as connection:
             await hold_input(

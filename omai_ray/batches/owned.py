@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, RowMapping, Table, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -106,9 +106,19 @@ class Owned(Generic[Seen]):
             f"Cannot cancel a {self._noun} with status '{found.status}'.", code=code
         )
 
-    def _new_id(self) -> str:
-        """Return an id that sorts by when it was made."""
-        return f"{self._prefix}_{round(self._clock() * 1000):011x}{secrets.token_hex(10)}"
+    def _new(
+        self, account_id: str, key_id: str | None, metadata: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        """Return what every new row has; its id sorts by when it was made."""
+        now_s = self._clock()
+        return {
+            "id": f"{self._prefix}_{round(now_s * 1000):011x}{secrets.token_hex(10)}",
+            "account_id": account_id,
+            "key_id": key_id,
+            "metadata": dict(metadata) if metadata else None,
+            "status": "validating",
+            "created": now_s,
+        }
 
     async def _insert(
         self, connection: AsyncConnection, values: Mapping[str, object], most: int, nouns: str

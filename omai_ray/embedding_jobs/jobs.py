@@ -57,19 +57,13 @@ class EmbeddingJobs(Owned[EmbeddingJob]):
         for field, given in (("input", input), ("output", output)):
             if given is not None:
                 await asyncio.to_thread(self._allowed.resolve, field, given, account_id)
-        name = self._new_id()
-        values = {
-            "id": name,
-            "account_id": account_id,
-            "key_id": key_id,
+        values = self._new(account_id, key_id, metadata)
+        values |= {
             "model": model,
             "input_file_id": input_file,
             "input": input,
-            "output": None if output is None else f"{output.rstrip('/')}/{name}",
+            "output": None if output is None else f"{output.rstrip('/')}/{values['id']}",
             "task": dict(task),
-            "metadata": dict(metadata) if metadata else None,
-            "status": "validating",
-            "created": self._clock(),
         }
         async with self._store.writing() as connection:
             if input_file is not None:

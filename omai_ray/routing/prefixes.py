@@ -96,10 +96,8 @@ class PrefixAffinity:
         lots = {name: _draw(session, name) for name in ongoing}
         drawn = ongoing if self._alone else sorted(lots, key=lots.__getitem__)[-CHOICES:]
         home = self._sessions.get(session)
-        if home not in known and begins:
-            home = None
-        elif home not in known:
-            home = max(known, key=lots.__getitem__, default=None)
+        if home not in known:
+            home = None if begins else max(known, key=lots.__getitem__, default=None)
 
         def cost(name: str) -> tuple[bool, int, int]:
             beside = (ongoing[name] - least) * _REQUEST_BLOCKS
