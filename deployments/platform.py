@@ -26,6 +26,7 @@ from deployments.edge import CALLBACK, CALLBACK_VARIABLE, HAPROXY_VARIABLE, THRO
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
 from omai_ray.errors import ConfigError, OMAiError
+from omai_ray.priority import computing_niceness
 from omai_ray.settings import EDGE_VARIABLE, EdgeSettings, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
@@ -170,6 +171,10 @@ class Platform:
         from deployments.traces import environment
 
         os.environ |= environment(self._settings.telemetry)
+        try:
+            computing_niceness(os.environ)  # engines read it, where nobody is told
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")  # `top` looks; Ray has 10 s
         import ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -70,7 +71,14 @@ def give_way_to_callers() -> None:
     """
     if sys.platform == "linux":  # elsewhere only processes have a priority
         thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)
-        more = int(os.environ.get(NICENESS_VARIABLE, _COMPUTING))
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + computing_niceness(os.environ)
         with suppress(OSError):  # where a sandbox forbids it, requests are answered all the same
-            os.setpriority(os.PRIO_PROCESS, thread, niceness + more)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def computing_niceness(environment: Mapping[str, str]) -> int:
+    """Return by how much threads that compute are nicer. Raises ValueError for no such number."""
+    given = environment.get(NICENESS_VARIABLE, _COMPUTING)
+    if not given.isdecimal() or int(given) > _NICENESS:
+        raise ValueError(f"{NICENESS_VARIABLE}: {given!r}; a whole number from 0 to {_NICENESS}")
+    return int(given)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from omai_ray.priority import NICENESS_VARIABLE, computing_niceness
+
 PROGRAM = """
 import os, threading
 from omai_ray.priority import give_way_to_servers
@@ -24,3 +26,11 @@ def test_all_threads_of_a_process_give_way_to_servers() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[19, 19, 19]\n"
+
+
+@pytest.mark.parametrize("given", ["abc", "", "-1", "20", "1.5"])
+def test_a_niceness_that_cannot_be_is_refused_by_name(given: str) -> None:
+    """With the value, and what is allowed."""
+    with pytest.raises(ValueError, match=f"OMAI_COMPUTE_NICENESS: '{given}'; .* 0 to 19"):
+        computing_niceness({NICENESS_VARIABLE: given})
+    assert [computing_niceness({}), computing_niceness({NICENESS_VARIABLE: "0"})] == [10, 0]

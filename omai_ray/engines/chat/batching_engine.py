@@ -189,9 +189,9 @@ class BatchingEngine:
             self._lock.notify()
 
     def _run(self, loaded: Future[None]) -> None:
-        if not self._spec.num_gpus:
-            give_way_to_callers()
         try:
+            if not self._spec.num_gpus:
+                give_way_to_callers()
             self._load()
         except BaseException as error:  # handed to the one who starts the engine
             loaded.set_exception(error)

@@ -32,10 +32,10 @@ class Lanes:
         started = threading.Barrier(self.count + 1)
 
         def begin() -> None:
-            give_way_to_callers()
             torch.get_num_threads()  # a thread takes over the process's number at its first use
             torch.set_num_threads(threads // self.count)
             started.wait()
+            give_way_to_callers()
 
         pool = ThreadPoolExecutor(self.count, "embedding-lane", begin)
         for _ in range(self.count):
