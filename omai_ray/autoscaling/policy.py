@@ -28,7 +28,7 @@ _DRAIN_WAITS = 6.0
 # More replicas are asked for when, with those that there are, so many times the allowed share may
 # be late; fewer, when with fewer no more than that share may be. Between the two none moves.
 _TOO_LATE = 4.0
-_HALF_LIFE_REQUESTS = 2000
+_HALF_LIFE = 2000  # requests, or seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,14 @@ class Snapshot:
 class Work:
     """What the rate of arriving work may be, in tokens/s, and the chance of each.
 
-    burst_tokens: the variance of a second's work, in tokens^2, is so many times the rate.
+    burst_tokens: the variance of a second's work, in tokens^2, is so many times the rate. usual:
+    the mean rate of the last half hour or so, in tokens/s.
     """
 
     rates: tuple[float, ...]
     chances: tuple[float, ...]
     burst_tokens: float
+    usual: float
 
     @property
     def mean(self) -> float:
@@ -95,6 +97,7 @@ class ReplicaPolicy:
         self._next_second: int | None = None
         self._answers = _Mean()
         self._prompts = _Mean()
+        self._usual = _Mean()  # requests of a second
         self._wanted: deque[tuple[float, int]] = deque()
         self._busy_at: float | None = None
         self._startup_s = _FIRST_STARTUP_S
@@ -158,6 +161,7 @@ class ReplicaPolicy:
             tuple(rate * tokens for rate in forecast.rates),
             forecast.chances,
             (forecast.dispersion + unseen) * tokens,
+            self._usual.mean * tokens,
         )
 
     def _backlog(self, seen: Snapshot, full: float) -> float:
@@ -201,7 +205,9 @@ class ReplicaPolicy:
             tokens, requests = self._arrivals.pop(self._next_second, (0.0, 0.0))
             mean = self._prompts.mean + self._answers.mean
             work = tokens + requests * self._answers.mean
-            self._demand.add_second(work / mean if mean else requests)
+            sized = work / mean if mean else requests
+            self._demand.add_second(sized)
+            self._usual.add(1, sized)
             self._next_second += 1
 
     def _learn(self, last: ReplicaLoad, load: ReplicaLoad) -> None:
@@ -242,7 +248,7 @@ class ReplicaPolicy:
 
 
 class _Mean:
-    """Of the newest few hundred; 0 as long as there is none."""
+    """Of the newest few thousand; 0 as long as there is none."""
 
     def __init__(self) -> None:
         self._count = 0.0
@@ -250,7 +256,7 @@ class _Mean:
 
     def add(self, count: float, total: float) -> None:
         """Add so many of this sum."""
-        kept = 0.5 ** (count / _HALF_LIFE_REQUESTS)
+        kept = 0.5 ** (count / _HALF_LIFE)
         self._count = self._count * kept + count
         self._sum = self._sum * kept + total
 
@@ -261,7 +267,10 @@ class _Mean:
 
 
 def late_share(arriving: Work, capacity: float, wait_s: float) -> float:
-    """Return the share of arriving work that waits longer than wait_s.
+    """Return the work that is to be expected to wait longer than wait_s, as a share.
+
+    Of what arrives, or of what usually does where that is more: when next to nothing comes, what
+    might yet come would else be all of the work, and its chance, however small, not count.
 
     In heavy traffic the time that work waits is exponentially distributed (Kingman 1961): with
     capacity C and load D, and a variance v of the load, it exceeds w with probability
@@ -273,4 +282,4 @@ def late_share(arriving: Work, capacity: float, wait_s: float) -> float:
         room = max(0.0, capacity - rate)
         exponent = 2 * room * capacity * wait_s / (arriving.burst_tokens * rate)
         late += rate * chance * math.exp(-exponent)
-    return late / total
+    return late / max(total, arriving.usual)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(PATIENCE_S)
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 MIB = 2**20
 IDLE_CLIENTS = SLOW_CLIENTS = 1000
-HELD_BYTES = 512 * MIB  # half a MiB for each stream, in the proxy and the ingress together
+HELD_BYTES = 256 * MIB  # for a thousand streams, in the proxy and both ingress replicas together
 
 
 @pytest.fixture(scope="module", autouse=True)

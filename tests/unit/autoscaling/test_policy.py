@@ -72,6 +72,19 @@ def reversals(replicas: list[int]) -> int:
     return sum((a > 0) != (b > 0) for a, b in pairwise(changes))
 
 
+@pytest.mark.parametrize("token_s", [0.002, 0.005, 0.02])
+def test_replicas_go_when_nothing_comes_any_more(token_s: float) -> None:
+    """Though it may come back: that is as unlikely where requests are long, and so but few."""
+    model = Model(batch=2, fixed_s=token_s, each_s=token_s, startup_s=15, tokens=400)
+    requests = [Request(1 + second, 400) for second in range(60)]
+    policy = ReplicaPolicy(Targets(1, 3, model.batch, wait_s=0.5, scale_down_s=3))
+    route = platforms_router(model)
+    outcome = simulate(requests, model, policy.decide, route, seconds=1200, initial=1)
+    assert 3 == max(outcome.asked)
+    begun_s = max(request.at_s + wait for request, wait in outcome.waits)
+    assert {1} == set(asked(outcome, begun_s + 60, begun_s + 120))
+
+
 def test_a_crowd_is_met_within_the_target() -> None:
     """The recorded trace with a flash crowd: 95 % in time, and nearly no replica to spare."""
     rates = flash_crowd(2400, 8 * REQUESTS_PER_S, random.Random(3))
@@ -170,8 +183,8 @@ def test_fewer_replicas_have_to_be_enough_for_as_long_as_asked() -> None:
 
 def test_the_same_load_known_for_certain_needs_fewer_replicas() -> None:
     """Rates that it may be count by their chance; a share of those above the capacity is late."""
-    certain = Work((1000.0,), (1.0,), 300.0)
-    unsure = Work((700.0, 1300.0), (0.5, 0.5), 300.0)
+    certain = Work((1000.0,), (1.0,), 300.0, 1000.0)
+    unsure = Work((700.0, 1300.0), (0.5, 0.5), 300.0, 1000.0)
     assert 1000.0 == certain.mean == unsure.mean
     assert late_share(certain, 1200.0, 5.0) < 0.05 < late_share(unsure, 1200.0, 5.0)
     assert 1.0 == late_share(certain, 900.0, 5.0)
@@ -179,9 +192,9 @@ def test_the_same_load_known_for_certain_needs_fewer_replicas() -> None:
 
 def test_late_work_is_less_with_room_with_even_arrivals_and_with_longer_waits() -> None:
     """As heavy traffic has it: exp(-2 (C - D) C w / v)."""
-    work = Work((1000.0,), (1.0,), 300.0)
+    work = Work((1000.0,), (1.0,), 300.0, 1000.0)
     late = late_share(work, 1100.0, 5.0)
     assert math.exp(-2 * 100 * 1100 * 5 / 300_000) == pytest.approx(late)
     assert late > late_share(work, 1200.0, 5.0)
     assert late > late_share(work, 1100.0, 10.0)
-    assert late > late_share(Work((1000.0,), (1.0,), 200.0), 1100.0, 5.0)
+    assert late > late_share(Work((1000.0,), (1.0,), 200.0, 1000.0), 1100.0, 5.0)
