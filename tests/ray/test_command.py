@@ -113,6 +113,7 @@ def embed(directory: Path, state_dir: Path, model: Path) -> list[str]:
     return texts
 
 
+@pytest.mark.timeout(START_S)  # two servers and a job of two models, on whatever CPUs there are
 def test_two_servers_run_side_by_side_and_end_at_sigint(
     tmp_path: Path, tiny_models: tuple[Path, Path]
 ) -> None:

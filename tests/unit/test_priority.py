@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from omai_ray.priority import NICENESS_VARIABLE, computing_niceness
+from tests.programs import niceness
 
 PROGRAM = """
 import os, threading
@@ -20,12 +22,15 @@ print(sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only processes have a priority")
-def test_all_threads_of_a_process_give_way_to_servers() -> None:
-    """Those that were there before, and those that come after."""
+@pytest.mark.parametrize(("computing", "bulk"), [("10", 19), ("15", 19), ("1", 10)])
+def test_all_threads_of_a_process_give_way_to_servers(computing: str, bulk: int) -> None:
+    """Those that were there before, and those that come after; more than a server's threads do."""
+    bulk = min(19, niceness() + bulk)
+    environment = {**os.environ, NICENESS_VARIABLE: computing}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout == "[19, 19, 19]\n"
+    assert done.stdout == f"{[bulk, bulk, bulk]}\n"
 
 
 @pytest.mark.parametrize("given", ["abc", "", "-1", "20", "1.5"])
