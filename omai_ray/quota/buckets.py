@@ -24,9 +24,11 @@ from omai_ray.quota.protocol import (
 )
 
 RESERVATION_TTL_S = 600.0
+LATE_S = 6 * 3600.0
+"""How much later a settlement still takes what was used beyond its reservation."""
 MAX_RESERVATIONS = 1_000_000
 _SWEEP = 2
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(slots=True)
@@ -53,9 +55,9 @@ class InProcessBuckets:
 
     clock: seconds, monotonic; wall: seconds since the epoch, for snapshots. A reservation that is
     never settled (its replica died) stays spent, because its tokens may have been used, and costs
-    the account at most what refills in a minute; its record is dropped after `ttl_s`, so that a
-    later settlement changes nothing, and it no longer counts as running. Reserving twice under one
-    id while it is open charges once.
+    the account at most what refills in a minute. After `ttl_s` it no longer counts as running, and
+    its settlement, up to LATE_S later, returns nothing, as that has refilled: it only takes what
+    was used beyond. Reserving twice under one id while it is kept charges once.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class InProcessBuckets:
         self._latest_s = float("-inf")
         self._pairs: OrderedDict[str, _Pair] = OrderedDict()
         self._open: OrderedDict[str, tuple[Reservation, float]] = OrderedDict()
+        self._late: OrderedDict[str, tuple[Reservation, float]] = OrderedDict()
         self._charged: OrderedDict[str, float] = OrderedDict()
 
     async def reserve(self, reservation: Reservation) -> Decision:
@@ -100,7 +103,7 @@ class InProcessBuckets:
         now_s = self._advance()
         self._drop_idle(now_s)
         pairs = self._pairs_of(reservation, now_s)
-        if reservation.reservation_id not in self._open:
+        if not self._keeps(reservation.reservation_id):
             refused = _longest_refusal(pairs, reservation)
             if refused is not None:
                 return _decision(pairs, refused)
@@ -111,18 +114,24 @@ class InProcessBuckets:
         """Take what was admitted elsewhere, even into debt, and once: the call may be repeated."""
         now_s = self._advance()
         name = reservation.reservation_id
-        if name not in self._open and name not in self._charged:
+        if not self._keeps(name) and name not in self._charged:
             self._take(reservation, self._pairs_of(reservation, now_s))
         self._charged[name] = now_s + self._ttl_s
 
     def settle_one(self, reservation_id: str, used_tokens: int) -> None:
         """Settle one reservation, see `settle`."""
         now_s = self._advance()
-        reservation, _ = self._open.pop(reservation_id, (None, 0.0))
-        if reservation is None:
+        if reservation_id in self._open:
+            reservation, _ = self._open.pop(reservation_id)
+            unused = reservation.tokens - max(0, used_tokens)
+            pairs = self._ended(reservation)
+        elif reservation_id in self._late:
+            reservation, _ = self._late.pop(reservation_id)
+            unused = min(0, reservation.tokens - used_tokens)
+            pairs = self._pairs_of(reservation, now_s)
+        else:
             return
-        unused = reservation.tokens - max(0, used_tokens)
-        for pair in self._ended(reservation):
+        for pair in pairs:
             if pair.tokens is None:
                 continue
             pair.tokens.refill(now_s)
@@ -148,7 +157,8 @@ class InProcessBuckets:
     def snapshot(self) -> bytes:
         """Return all that is kept, for `restore`."""
         now_s = self._advance()
-        return pickle.dumps((_VERSION, self._wall(), now_s, self._pairs, self._open))
+        kept = self._pairs, self._open, self._late
+        return pickle.dumps((_VERSION, self._wall(), now_s, kept))
 
     def restore(self, snapshot: bytes) -> None:
         """Go on from a snapshot of this class's own; the time since then refills, as wall tells it.
@@ -156,11 +166,12 @@ class InProcessBuckets:
         Raises ValueError for what is none.
         """
         try:
-            version, wall_s, then_s, pairs, kept = pickle.loads(snapshot)  # noqa: S301
+            version, wall_s, then_s, *kept = pickle.loads(snapshot)  # noqa: S301
         except Exception as error:
             raise ValueError(f"not a snapshot: {error!r}") from error
         if version != _VERSION:
             raise ValueError(f"a snapshot of version {version}, not {_VERSION}")
+        pairs, running, late = kept[0]
         elapsed_s = max(0.0, self._wall() - wall_s)
         now_s = self._latest_s = self._clock()
         later_s = now_s - then_s - elapsed_s
@@ -169,10 +180,16 @@ class InProcessBuckets:
                 if bucket is not None:
                     bucket.shift(later_s)
         self._pairs = pairs
-        self._open = OrderedDict(
-            (name, (reservation, expires_s + later_s))
-            for name, (reservation, expires_s) in kept.items()
+        self._open, self._late = (
+            OrderedDict(
+                (name, (reservation, expires_s + later_s))
+                for name, (reservation, expires_s) in of.items()
+            )
+            for of in (running, late)
         )
+
+    def _keeps(self, reservation_id: str) -> bool:
+        return reservation_id in self._open or reservation_id in self._late
 
     def _ended(self, reservation: Reservation) -> list[_Pair]:
         """Return what a reservation drew on, as the limits are now; it no longer runs."""
@@ -206,9 +223,15 @@ class InProcessBuckets:
         while self._open:
             reservation_id, (reservation, expires_s) = next(iter(self._open.items()))
             if now_s < expires_s and len(self._open) < MAX_RESERVATIONS:
-                return
+                break
             del self._open[reservation_id]
             self._ended(reservation)
+            self._late[reservation_id] = reservation, expires_s + LATE_S
+        while self._late:
+            reservation_id, (_, expires_s) = next(iter(self._late.items()))
+            if now_s < expires_s and len(self._late) < MAX_RESERVATIONS:
+                break
+            del self._late[reservation_id]
 
     def _drop_idle(self, now_s: float) -> None:
         """Look at the longest unused pairs: a full one is the same as none."""

@@ -67,6 +67,8 @@ class MonthlyBudgets:
         return partial(self._add, name)
 
     def _add(self, name: str, tokens: int) -> Callable[[], None]:
+        if tokens == 0:
+            return _nothing
         use = _Use(tokens)
         self._uses.setdefault(name, []).append(use)
 

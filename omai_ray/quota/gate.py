@@ -87,11 +87,10 @@ class Gate:
         self._budgets = budgets
 
     async def admit(self, principal: Principal, model: str, tokens: int, request_id: str) -> Permit:
-        """Reserve a request of at most `tokens`, prompt and completion.
+        """Reserve a request that is expected to use so many tokens, prompt and completion.
 
         Raises RateLimited with its headers, QuotaExceeded, PermissionDenied for an unknown tier.
-        The request id only names the reservation in logs: clients may choose theirs, so it need not
-        be unique.
+        The request id only names the reservation in logs: it need not be unique.
         """
         claims = _claims(principal, limits_of(principal.tier, self._tiers))
         reservation = Reservation(f"{request_id}.{secrets.token_hex(8)}", claims, tokens)

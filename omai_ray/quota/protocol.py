@@ -59,8 +59,8 @@ class Reservation:
 
     reservation_id: unique; settling twice under one id changes nothing.
     claims: all must admit it, or none is charged.
-    tokens: the most it may use, prompt and completion; ValueError where negative, here already,
-    so that one wrong caller fails alone and not with the batch that its call shares.
+    tokens: what it is expected to use, prompt and completion; ValueError where negative, here
+    already, so that one wrong caller fails alone and not with the batch that its call shares.
     """
 
     reservation_id: str

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from omai_ray.errors import ConfigError
-from omai_ray.quota.buckets import RESERVATION_TTL_S, tightest
+from omai_ray.quota.buckets import LATE_S, RESERVATION_TTL_S, tightest
 from omai_ray.quota.protocol import BUSY_S, Batch, BucketState, Decision, Limits, Reservation
 
 _TINY = 1e-6
@@ -95,7 +95,7 @@ for c, claim in ipairs(claims) do
     answer[#answer + 1] = string.format("%.9f", claim.t)
 end
 if admitted and not known then
-    redis.call("SET", KEYS[1], tokens, "PX", math.ceil(ttl * 1000))
+    redis.call("SET", KEYS[1], tokens, "PX", math.ceil((ttl + LATE) * 1000))
 end
 return answer
 """
@@ -106,9 +106,11 @@ _SETTLE = """
 local now, reserved = seconds(ARGV[1]), redis.call("GET", KEYS[1])
 if not reserved then return 0 end
 redis.call("DEL", KEYS[1])
-local unused = tonumber(reserved) - math.max(0, tonumber(ARGV[3]))
 for c = 1, (#KEYS - 2) / 2 do
     local hash = KEYS[2 * c + 1]
+    local unused = tonumber(reserved) - math.max(0, tonumber(ARGV[3]))
+    local expires = redis.call("ZSCORE", KEYS[2 * c + 2], ARGV[2])
+    if not expires or tonumber(expires) <= now then unused = math.min(0, unused) end
     redis.call("ZREM", KEYS[2 * c + 2], ARGV[2])
     local kept = redis.call("HMGET", hash, "r", "t", "at", "rpm", "tpm")
     local rpm = tonumber(kept[4] or ARGV[2 * c + 2])
@@ -158,7 +160,7 @@ class RedisAuthority:
         self._clock = clock
         self._ttl_s = ttl_s
         self._prefix = prefix
-        constants = (("TINY", repr(_TINY)), ("BUSY", repr(BUSY_S)))
+        constants = (("TINY", repr(_TINY)), ("BUSY", repr(BUSY_S)), ("LATE", repr(LATE_S)))
         self._scripts = [_COMMON + _filled(_RESERVE, constants), _COMMON + _SETTLE]
         self._reserve, self._settle = (
             hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -62,6 +62,13 @@ async def test_what_this_process_uses_counts_at_once(
     assert 1 == ledger.queries
 
 
+async def test_what_used_nothing_leaves_nothing_behind(budgets: MonthlyBudgets) -> None:
+    """A batch may fail by the million."""
+    use = await budgets.require(ADA, 600)
+    use(0)
+    assert not budgets._uses
+
+
 async def test_a_new_month_begins_anew(budgets: MonthlyBudgets, clock: Any) -> None:
     """By the clock of UTC; a request belongs to the month in which it was admitted."""
     use = await budgets.require(ADA, 600)

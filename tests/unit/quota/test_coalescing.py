@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omai_ray.errors import Overloaded
-from omai_ray.quota.buckets import InProcessBuckets
+from omai_ray.quota.buckets import RESERVATION_TTL_S, InProcessBuckets
 from omai_ray.quota.coalescing import CoalescingLimiter, ShardedLimiter
 from omai_ray.quota.protocol import Batch, Claim, Decision, Limits, Reservation
 
@@ -246,6 +246,17 @@ def test_buckets_go_on_from_a_snapshot(clock: Any) -> None:
     assert (60, 2_000) == (refused.requests.remaining, refused.tokens.remaining)  # type: ignore[union-attr]
     again.settle_one("a", 0)
     assert 32_000 == again.reserve_one(ask("d", 40_000)).tokens.remaining  # type: ignore[union-attr]
+
+
+def test_what_is_to_be_settled_late_is_in_the_snapshot_too(clock: Any) -> None:
+    """What it used beyond its reservation is taken."""
+    kept = InProcessBuckets(clock)
+    kept.reserve_one(ask("long", 1))
+    clock.now_s += RESERVATION_TTL_S
+    again = InProcessBuckets(clock)
+    again.restore(kept.snapshot())
+    again.settle_one("long", 10_001)
+    assert 29_900 == again.reserve_one(ask("d", 100)).tokens.remaining  # type: ignore[union-attr]
 
 
 def test_a_snapshot_from_a_clock_ahead_freezes_nothing(clock: Any) -> None:
