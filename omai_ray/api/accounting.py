@@ -51,8 +51,8 @@ class Accountant:
     async def admit(self, request: Request, spec: ModelSpec, *, reserved_tokens: int) -> Meter:
         """Return the request's open account, or raise RateLimited.
 
-        reserved_tokens: the most the request may use, prompt included. The rate-limit headers
-        are on the response from here on, whatever becomes of it.
+        reserved_tokens: what the request is expected to use, prompt included. The rate-limit
+        headers are on the response from here on, whatever becomes of it.
         """
         context = context_of(request.scope)
         principal = principal_of(request)
@@ -125,6 +125,7 @@ class Meter:
         The first call decides; a caller's cancellation does not stop it.
         """
         if self._closing is None:
+            self._context.charged = status == 200
             self._closing = asyncio.create_task(self._close(status))
         await asyncio.shield(self._closing)
 

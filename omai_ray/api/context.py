@@ -30,8 +30,8 @@ class RequestContext:
     request_id: the client's own where it sent a safe one, so it may repeat; usage_id never does,
     and is what quota and ledger go by. headers: for the response, whatever it becomes. facts: for
     the log line (model, tokens). batch_id: of the batch whose line it is, if it is one;
-    recorded_as: what its record is called then, however often it is tried. usage: what it used,
-    once that is recorded.
+    recorded_as: what its record is called then, however often it is tried. charged: it is paid for
+    as answered, or about to be. usage: what it used, once that is recorded.
     """
 
     request_id: str
@@ -41,6 +41,7 @@ class RequestContext:
     facts: dict[str, Any] = field(default_factory=dict)
     batch_id: str | None = None
     recorded_as: str | None = None
+    charged: bool = False
     usage: UsageRecord | None = None
 
 

@@ -32,7 +32,10 @@ class InProcessApi:
         }
 
     async def answer(self, request: LineRequest) -> Answered:
-        """Return what the endpoint answers, an error's envelope where it fails."""
+        """Return what the endpoint answers, an error's envelope where it fails.
+
+        Cancelled, it ends at once, unless the answer is being charged: then it is returned.
+        """
         request_id_var.set(request.request_id)
         context = RequestContext(
             request.request_id,
@@ -40,6 +43,17 @@ class InProcessApi:
             batch_id=request.batch_id,
             recorded_as=request.usage_id,
         )
+        answering = asyncio.create_task(self._answer(request, context))
+        while True:
+            try:
+                return await asyncio.shield(answering)
+            except asyncio.CancelledError:
+                if answering.cancelled() or not context.charged:
+                    answering.cancel()
+                    await asyncio.wait({answering})
+                    raise
+
+    async def _answer(self, request: LineRequest, context: RequestContext) -> Answered:
         exchange = _Exchange(request, context)
         try:
             answering = Request(exchange.scope, exchange.receive)

@@ -62,7 +62,10 @@ class Answers(Protocol):
     """What answers requests."""
 
     async def answer(self, request: LineRequest) -> Answered:
-        """Return the answer, be it an error's envelope. Raises nothing but CancelledError."""
+        """Return the answer, be it an error's envelope. Raises nothing but CancelledError.
+
+        Cancelled, it may still return one: what is paid for is not lost.
+        """
 
 
 Owner = Callable[[str, str | None], Awaitable[Principal]]
@@ -207,7 +210,7 @@ class UnitWorker:
         )
         retry_s, attempts = _FIRST_RETRY_S, 1
         while (answer := await self._answers.answer(request)).status in _ATTEMPTS:
-            if attempts >= _ATTEMPTS[answer.status]:
+            if attempts >= _ATTEMPTS[answer.status] or _is_cancelled():
                 break
             attempts += 1
             await self._sleep(retry_s)
@@ -260,6 +263,11 @@ def _failed(line: NumberedLine) -> _Result:
     error = ServerError("The server had an error while processing this request.")
     answer = Answered(error.status, orjson.dumps(error.envelope()))
     return _Result(line.answered(_request_id(), answer), None, completed=False)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _request_id() -> str:

@@ -129,11 +129,12 @@ class Driver(Driving[Batch]):
 
     async def _sweep(self) -> None:
         """Remove parts of batches that have ended, and old ones that no unit has."""
-        for batch in await self._queue.with_leftovers():
-            for unit in await self._queue.units(batch):
-                if unit.part is not None:
-                    await self._contents.delete(unit.part)
-            await self._queue.forget_units(batch)
+        while ended := await self._queue.with_leftovers():
+            for batch in ended:
+                for unit in await self._queue.units(batch):
+                    if unit.part is not None:
+                        await self._contents.delete(unit.part)
+                await self._queue.forget_units(batch)
         found = await self._contents.names_before(self._clock() - PART_LIFE_S)
         old = [name for name in found if name.startswith("batch_")]
         for start in range(0, len(old), _SWEPT_AT_ONCE):

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from omai_ray.batches.leases import UNFINISHED, Work
 from omai_ray.errors import InvalidRequest, NotFound
 from omai_ray.files import Files
+from omai_ray.identity.checks import shown
 from omai_ray.identity.paging import Page
 from omai_ray.store import BatchStatus, Purpose, Store
 
@@ -64,8 +65,7 @@ class Owned(Generic[Seen]):
                 row = (await connection.execute(statement)).mappings().first()
             if row is not None:
                 return self._of_row(row)
-        shown = name if len(name) <= 80 and name.isprintable() else "..."
-        raise NotFound(f"No {self._noun} found with id '{shown}'.")
+        raise NotFound(f"No {self._noun} found with id '{shown(name)}'.")
 
     async def list(
         self, account_id: str, *, after: str | None = None, limit: int = 20

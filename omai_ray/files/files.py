@@ -21,10 +21,10 @@ from omai_ray.errors import InvalidRequest, NotFound, OMAiError, Overloaded, Quo
 from omai_ray.files.contents import Content, Contents
 from omai_ray.files.names import file_id, is_file_id
 from omai_ray.files.uploads import Upload
-from omai_ray.identity.accounts import shown
+from omai_ray.identity.checks import shown
 from omai_ray.identity.paging import Page
 from omai_ray.storage import ObjectNotFound
-from omai_ray.store import File, Store
+from omai_ray.store import File, Store, is_storable
 from omai_ray.store.tables import accounts, files
 
 MAX_PAGE = 10_000
@@ -108,6 +108,8 @@ class Files:
             raise InvalidRequest("Invalid 'after': expected a file's id.", param="after")
         statement = select(files).where(files.c.account_id == account_id, self._live())
         if purpose is not None:
+            if not is_storable(purpose):
+                return Page.of([], limit)
             statement = statement.where(files.c.purpose == purpose)
         if after is not None:
             beyond = files.c.id > after if order == "asc" else files.c.id < after

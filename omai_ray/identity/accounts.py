@@ -100,7 +100,7 @@ async def find_account(
         found = await connection.execute(statement.with_for_update() if locking else statement)
         row = found.mappings().first()
     if row is None:
-        raise NotFound(f"There is no account '{shown(reference)}'.")
+        raise NotFound(f"There is no account '{checks.shown(reference)}'.")
     return Account.from_row(row)
 
 
@@ -116,14 +116,9 @@ def new_account(
         tier=tier,
         status="active",
         monthly_tokens=checks.check_count("monthly_tokens", limits.get("monthly_tokens")),
-        models=checks.check_models(limits.get("models"), registry.models),
+        models=checks.check_models(limits.get("models"), registry.models()),
         created=registry.clock(),
     )
-
-
-def shown(reference: str) -> str:
-    """Return a reference short and plain enough for a message."""
-    return reference if len(reference) <= 80 and reference.isprintable() else "..."
 
 
 def _checked(registry: Registry, changes: AccountChanges) -> dict[str, object]:
@@ -137,5 +132,5 @@ def _checked(registry: Registry, changes: AccountChanges) -> dict[str, object]:
     if "monthly_tokens" in changes:
         checks.check_count("monthly_tokens", changes["monthly_tokens"])
     if "models" in changes:
-        values["models"] = checks.check_models(changes["models"], registry.models)
+        values["models"] = checks.check_models(changes["models"], registry.models())
     return values

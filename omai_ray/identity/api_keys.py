@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest, NotFound
 from omai_ray.identity import checks, keys
-from omai_ray.identity.accounts import find_account, shown
+from omai_ray.identity.accounts import find_account
 from omai_ray.identity.paging import MAX_PAGE, Page, read_page
 from omai_ray.identity.registry import Change, Registry
 from omai_ray.store import ApiKey, Role, is_storable
@@ -183,7 +183,7 @@ class ApiKeys:
         checks.check_count("requests_per_minute", values.get("requests_per_minute"))
         checks.check_count("tokens_per_minute", values.get("tokens_per_minute"))
         if "models" in values:
-            checked["models"] = checks.check_models(values["models"], self._registry.models)
+            checked["models"] = checks.check_models(values["models"], self._registry.models())
         return checked
 
     def _new_key(self, **values: Any) -> tuple[ApiKey, str]:
@@ -225,7 +225,7 @@ async def _find(
         found = await connection.execute(statement.with_for_update() if locking else statement)
         row = found.mappings().first()
     if row is None:
-        raise NotFound(f"There is no key '{keys.redact(reference) or shown(reference)}'.")
+        raise NotFound(f"There is no key '{keys.redact(reference) or checks.shown(reference)}'.")
     return ApiKey.from_row(row)
 
 

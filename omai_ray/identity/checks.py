@@ -21,11 +21,17 @@ MAX_LIFE_S = 100 * 365.25 * 86_400
 _NAME = re.compile(r"(?!acct_|user_)[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 
 
+def shown(reference: str) -> str:
+    """Return what a client sent, short and plain enough for a message."""
+    return reference if len(reference) <= 80 and reference.isprintable() else "..."
+
+
 def check_name(name: str) -> str:
     """Return the name of an account or user."""
     if not _NAME.fullmatch(name):
-        shown = name if len(name) <= 80 and name.isprintable() else f"{len(name)} characters"
-        raise InvalidRequest(f"Invalid 'name': expected {NAME_RULE}, got '{shown}'.", param="name")
+        raise InvalidRequest(
+            f"Invalid 'name': expected {NAME_RULE}, got '{shown(name)}'.", param="name"
+        )
     return name
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from omai_ray.errors import InvalidRequest, NotFound
 from omai_ray.identity import checks
-from omai_ray.identity.accounts import find_account, new_account, shown
+from omai_ray.identity.accounts import find_account, new_account
 from omai_ray.identity.administrators import has_administrator, keep_an_administrator
 from omai_ray.identity.api_keys import revoke_administrators_keys
 from omai_ray.identity.credentials import unauthorized
@@ -152,7 +152,7 @@ async def _find(connection: AsyncConnection, reference: str, *, locking: bool = 
         found = await connection.execute(statement.with_for_update() if locking else statement)
         row = found.mappings().first()
     if row is None:
-        raise NotFound(f"There is no user '{shown(reference)}'.")
+        raise NotFound(f"There is no user '{checks.shown(reference)}'.")
     return User.from_row(row)
 
 

@@ -14,12 +14,13 @@ import pytest
 from omai_ray.api.accounting import Accountant
 from omai_ray.api.in_process import InProcessApi
 from omai_ray.api.measures import Measures
-from omai_ray.batches.answering import UnitWorker
+from omai_ray.batches.answering import Answered, LineRequest, UnitWorker
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.batches.driving import LEASE_S
 from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import Catalog, Price
 from omai_ray.identity.directory import Directory
+from omai_ray.ledger import UsageRecord
 from omai_ray.quota.budgets import MonthlyBudgets
 from omai_ray.quota.gate import Gate
 from omai_ray.settings import Tier
@@ -270,6 +271,52 @@ async def test_a_line_is_answered_as_a_request_is(api: Api, owner: tuple[str, He
     usage = response["body"]["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == tokens
     assert sum(tokens) == ended["usage"]["total_tokens"]
+
+
+async def test_a_line_that_is_being_charged_is_answered_though_its_batch_ends(
+    api: Api, owner: tuple[str, Headers]
+) -> None:
+    """Cancelled before its record is begun, it costs nothing; later, it is not lost."""
+    account, _ = owner
+    services, reached, let = api.services, asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        """A ledger that says when it is asked, and waits."""
+
+        async def record(self, usage: UsageRecord) -> None:
+            reached.set()
+            await let.wait()
+            await services.ledger.record(usage)
+
+    slow: Any = Slow()
+    gate = Gate(
+        api.buckets,
+        dict.fromkeys(services.tiers, FREE),
+        MonthlyBudgets(services.ledger.tokens_in_month),
+    )
+    answers = InProcessApi(services.models, Accountant(gate, slow, Measures(Recorder())))
+    principal = await Directory(api.admin.accounts._registry.store).owner(account, None)
+    body = json.dumps({"model": EMBEDDING, "input": "A fox"}).encode()
+
+    def ask(usage: str) -> asyncio.Task[Answered]:
+        asked = LineRequest(principal, "/v1/embeddings", body, "batch_1", usage, "req_1")
+        return asyncio.create_task(answers.answer(asked))
+
+    early = ask("use_early")
+    await asyncio.sleep(0)
+    early.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await early
+    late = ask("use_late")
+    await reached.wait()
+    for _ in range(2):
+        late.cancel()
+        await asyncio.sleep(0)
+    let.set()
+    answered = await late
+    assert 200 == answered.status
+    assert answered.usage is not None
+    assert ["batch_1"] == [used["batch_id"] for used in await usage_of(api, account)]
 
 
 async def test_the_other_endpoints_are_answered_too(api: Api, owner: tuple[str, Headers]) -> None:

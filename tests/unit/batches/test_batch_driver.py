@@ -358,6 +358,17 @@ async def test_what_is_left_of_ended_batches_is_removed(world: World) -> None:
     assert not [n for n in await world.contents.names_before(2e10) if n.startswith("batch_")]
 
 
+async def test_however_many_batches_have_ended_what_is_left_of_them_is_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sweep, though they are read a few at a time."""
+    monkeypatch.setattr("omai_ray.batches.queue.CLAIMED_AT_ONCE", 2)
+    for _ in range(5):
+        await world.run(LINES, Echo())
+    await world.driver(InTurn(world.worker(Echo())))._sweep()
+    assert not await world.queue.with_leftovers()
+
+
 async def test_a_part_that_a_unit_has_is_kept_however_old(world: World) -> None:
     """A batch may hang for days before it ends, and wants its parts then."""
     batch = await world.submit(LINES)
