@@ -32,6 +32,8 @@ from pipelines.run_embedding_job import JobActor, Tally, Task, is_final, join, m
 DIRECTORY = "embedding_jobs"
 """Of the outputs that become files, beside the files themselves."""
 POLL_S = 1.0
+APART = 4
+"""Processes that look at inputs and outputs at once: an account may have a hundred jobs."""
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +84,8 @@ class RayJobRunner:
     ) -> None:
         self._settings = settings
         self._contents = contents
-        self._apart = apart
+        self._made_apart = apart
+        self._few = asyncio.Semaphore(APART)
 
     async def measure(self, job: EmbeddingJob) -> Measured:
         """See Runner."""
@@ -128,6 +131,10 @@ class RayJobRunner:
     async def discard(self, name: str) -> None:
         """See Runner."""
         await asyncio.to_thread(_remove, self._contents.location(DIRECTORY).child(name))
+
+    async def _apart(self, work: Callable[..., Any], *values: Any) -> Any:
+        async with self._few:
+            return await self._made_apart(work, *values)
 
     def _task(self, job: EmbeddingJob) -> Task:
         settings = self._settings()

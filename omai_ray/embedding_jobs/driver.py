@@ -85,6 +85,7 @@ class JobDriver(Driving[EmbeddingJob]):
         self._told: dict[str, Done] = {}
         self._troubles: dict[str, tuple[int, Done]] = {}
         self._files: dict[str, tuple[str, str]] = {}
+        self._at_work: dict[str, EmbeddingJob] = {}
 
     async def observe(self) -> None:
         """Tell the recorder what there is to do, and what was done."""
@@ -104,6 +105,7 @@ class JobDriver(Driving[EmbeddingJob]):
         self._told.pop(name, None)
         self._troubles.pop(name, None)
         self._files.pop(name, None)
+        self._at_work.pop(name, None)
 
     async def _step(self, name: str) -> bool:
         """Take a job one state further; whether that was its last one."""
@@ -180,6 +182,10 @@ class JobDriver(Driving[EmbeddingJob]):
 
     async def _in_turn(self, job: EmbeddingJob) -> None:
         async with self._turns.turn(job.account_id):
+            self._at_work[job.id] = job  # until what it used is in the ledger
+            of_account = (at for at in self._at_work.values() if at.account_id == job.account_id)
+            owner = await self._owner(job.account_id, job.key_id)
+            await self._require_budget(owner, sum(at.enqueued_tokens for at in of_account))
             await self._runner.run(job, lambda done: self._told.update({job.id: done}))
 
     async def _excess(self, job: EmbeddingJob) -> JobError | None:

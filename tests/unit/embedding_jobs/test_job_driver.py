@@ -390,3 +390,18 @@ async def test_what_there_is_is_told_to_the_recorder(world: World) -> None:
     assert 0 == told[metrics.EMBEDDING_JOBS.name, "in_progress"]
     rows = metrics.EMBEDDING_JOB_ROWS.name
     assert (9, 1) == (told[rows, "completed"], told[rows, "failed"])
+
+
+@pytest.mark.parametrize("max_running", [1, 2])
+async def test_jobs_that_fit_alone_but_not_together_do_not_exceed_the_budget(
+    world: World, max_running: int
+) -> None:
+    """Each is looked at again when its turn comes, whether others are at work or have ended."""
+    await world.open_account("poor", monthly_tokens=150)
+    jobs = [await world.submit(account="poor") for _ in range(3)]
+    await world.drive(world.driver(max_running=max_running))
+    ended = [await world.queue.read(job.id) for job in jobs]
+    assert ["completed", "failed", "failed"] == sorted(job.status for job in ended)
+    errors = [job.error for job in ended if job.error is not None]
+    assert all(error["code"] == "insufficient_quota" for error in errors)
+    assert 1 == sum([len(await world.charged(job)) for job in jobs])
