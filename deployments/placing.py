@@ -9,10 +9,7 @@ from omai_ray.catalog import ModelSpec
 
 def engine_options(spec: ModelSpec) -> dict[str, Any]:
     """Return the options of an actor with the model's engine."""
-    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
-    if spec.runtime_env:
-        options["runtime_env"] = spec.runtime_env
-    return placed(options, spec.placement)
+    return {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **spec.where}
 
 
 def placed(options: dict[str, Any], placement: dict[str, str]) -> dict[str, Any]:

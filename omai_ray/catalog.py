@@ -7,6 +7,8 @@ model id on the Hugging Face hub. Nothing here loads a model.
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,13 +169,18 @@ class ModelSpec(BaseModel):
             raise ValueError("adapters is for chat models with engine transformers")
         if self.engine_args and self.engine != "vllm":
             raise ValueError(f"engine_args is for engine vllm; {self.engine} takes none")
-        vectors_only = [
+        of_others = {
+            "chat": ("pooling", "normalize", "prompt", "dimensions", "truncate"),
+            "rerank": ("pooling", "normalize", "prompt", "dimensions"),
+            "embedding": (),
+        }
+        given = [
             name
-            for name in ("pooling", "normalize", "prompt", "dimensions")
+            for name in of_others[self.task]
             if getattr(self, name) != type(self).model_fields[name].default
         ]
-        if self.task == "rerank" and vectors_only:
-            raise ValueError(f"{', '.join(vectors_only)}: not for rerank models, which give scores")
+        if given:
+            raise ValueError(f"{', '.join(given)}: not for {self.task} models")
         if self.num_gpus > 1 and self.num_gpus % 1:
             raise ValueError(
                 f"num_gpus is {self.num_gpus:g}: take a part of one GPU, or whole ones"
@@ -183,9 +190,31 @@ class ModelSpec(BaseModel):
         return self
 
     @property
+    def where(self) -> dict[str, Any]:
+        """Which nodes, and which environment, Ray may run an actor with the model in."""
+        options: dict[str, Any] = {}
+        if self.runtime_env:
+            options["runtime_env"] = self.runtime_env
+        if self.placement:
+            options["label_selector"] = self.placement
+        return options
+
+    @property
     def memory_share(self) -> float:
         """The part of its GPU's memory that a replica may take; 1 where the GPU is its own."""
         return self.gpu_memory_share or min(self.num_gpus, 1.0) or 1.0
+
+
+def may_be_on(labels: Mapping[str, str], placement: Mapping[str, str]) -> bool:
+    """Whether a node's labels are what selectors of Ray's ask for: v, !v, in(v, w), !in(v, w)."""
+    return all(_matches(labels.get(key), selector) for key, selector in placement.items())
+
+
+def _matches(label: str | None, selector: str) -> bool:
+    negated = selector.startswith("!")
+    listed = re.fullmatch(r"in\((.*)\)", selector.removeprefix("!"))
+    values = [v.strip() for v in listed[1].split(",")] if listed else [selector.removeprefix("!")]
+    return (label in values) != negated
 
 
 class Catalog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from omai_ray.errors import ConfigError
@@ -28,8 +28,8 @@ def reserved_cpus(job: EmbedJob) -> float:
     return job.model.num_cpus if job.model.num_gpus else max(1.0, job.model.num_cpus)
 
 
-def size_pool(job: EmbedJob, free: Mapping[str, float], *, own: bool) -> PoolSize:
-    """Return the pool of a job on a Ray that has these resources free.
+def size_pool(job: EmbedJob, nodes: Sequence[Mapping[str, float]], *, own: bool) -> PoolSize:
+    """Return the pool of a job on nodes that have these resources free.
 
     own: that Ray is the job's own, so more than fits now never will. On a shared one, actors that
     the job asks for by number may wait; but what is to be left free is never counted upon.
@@ -37,9 +37,13 @@ def size_pool(job: EmbedJob, free: Mapping[str, float], *, own: bool) -> PoolSiz
     """
     left = {"CPU": job.leave_cpus, "GPU": job.leave_gpus}
     needed = {"CPU": reserved_cpus(job), "GPU": job.model.num_gpus}
-    fitting = math.floor(
-        min(max(0.0, free.get(k, 0.0) - left[k]) / n for k, n in needed.items() if n)
-    )
+    free = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in needed}
+
+    def fits(left: Mapping[str, float]) -> int:
+        return math.floor(min(left.get(kind, 0.0) / n for kind, n in needed.items() if n))
+
+    unkept = {kind: max(0.0, free[kind] - left[kind]) for kind in needed}
+    fitting = min(fits(unkept), sum(map(fits, nodes)))
     bounded = own or any(left.values())
     if fitting < 1 and (bounded or job.actors is None):
         raise ConfigError(_refusal(job, free, needed))
@@ -56,8 +60,10 @@ def _refusal(job: EmbedJob, free: Mapping[str, float], needed: Mapping[str, floa
     copy = " and ".join(f"{n:g} {kind}" for kind, n in (("GPU", gpus), ("CPU", cpus)) if n)
     left = [("--leave-cpus", job.leave_cpus), ("--leave-gpus", job.leave_gpus)]
     kept = "".join(f", {option} {n:g} of them are left" for option, n in left if n)
+    labels = ", ".join(f"{key}={value}" for key, value in job.model.placement.items())
+    where = f" with the labels {labels}" if labels else ""
     way = "Free some" if kept else "Free some, or give --actors to wait"
     return (
-        f"Ray has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free{kept}; a copy of "
-        f"'{job.model.name}' needs {copy}. {way}"
+        f"Ray has {free['CPU']:g} CPU and {free['GPU']:g} GPU free{kept}; a copy of "
+        f"'{job.model.name}' needs {copy} on one node{where}. {way}"
     )

@@ -89,6 +89,8 @@ class EmbedWorker:
         def report(rows: int, tokens: int, dead: int) -> None:
             self._board.put.remote(unit.output, rows, tokens, dead)
 
+        if self._engine.fingerprint != self._settings.fingerprint:
+            return {"failure": _another(self._engine, self._settings)}
         attempts = ray.get(self._board.begin.remote(unit.output))
         if attempts > UNIT_ATTEMPTS:  # Ray itself restarts an actor that dies without end
             return {
@@ -103,6 +105,19 @@ class EmbedWorker:
         except Exception as error:
             log.exception("unit %s failed", unit.output)
             return {"failure": f"{unit.output}: {type(error).__name__}: {error}"}
+
+
+def _another(engine: Engine, settings: UnitSettings) -> str:
+    """Return what is wrong with a worker's engine: its vectors would not go with the others."""
+    mine = json.loads(json.dumps(engine.provenance))
+    theirs = settings.provenance["embedding_provenance"]
+    node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    differing = sorted(key for key in mine.keys() | theirs if mine.get(key) != theirs.get(key))
+    return (
+        f"the model is not the same on every node: on {node} it differs "
+        f"from the run's in {', '.join(differing)}. Give its dtype and revision, and the same "
+        "files everywhere"
+    )
 
 
 class Pump:

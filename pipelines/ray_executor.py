@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private.state import available_resources_per_node
 
-from omai_ray.catalog import ModelSpec
+from omai_ray.catalog import ModelSpec, may_be_on
 from omai_ray.errors import ConfigError, OMAiError
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.errors import RunFailed, brief
@@ -36,7 +37,11 @@ class RayExecutor:
 
     def __init__(self, job: EmbedJob) -> None:
         self._job = job
-        self._cpus = reserved_cpus(job)
+        self._reserved: dict[str, Any] = {
+            "num_cpus": reserved_cpus(job),
+            "num_gpus": job.model.num_gpus,
+            **job.model.where,
+        }
         self._joined = False
         self._pool = PoolSize(0, 0, 0)
         self.actors = 0
@@ -47,8 +52,9 @@ class RayExecutor:
             self._joined = True
         try:
             own = self._joined and self._job.address is None
-            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-            self._pool = size_pool(self._job, free, own=own)
+            if own:  # one node, and it is this machine
+                self._reserved.pop("label_selector", None)
+            self._pool = size_pool(self._job, _free(self._reserved), own=own)
             self.actors = self._pool.most
         except OMAiError:
             self.__exit__(None, None, None)
@@ -66,8 +72,7 @@ class RayExecutor:
 
     def describe(self) -> EngineFacts:
         """Load the model once in a worker, as the actors will, and return its facts."""
-        reserved: Any = {"num_cpus": self._cpus, "num_gpus": self._job.model.num_gpus}
-        probe = ray.remote(max_calls=1, **reserved)(_describe)  # its worker, and memory, then go
+        probe: Any = ray.remote(max_calls=1, **self._reserved)(_describe)  # its memory goes with it
         try:
             facts: EngineFacts = ray.get(probe.remote(self._job.engine_factory, self._job.model))
         except ray.exceptions.RayTaskError as error:
@@ -113,9 +118,19 @@ class RayExecutor:
             batch_format="numpy",
             compute=actor_strategy(self._pool.fit(len(units))),
             fn_constructor_args=(self._job.engine_factory, model, settings, board),
-            num_cpus=self._cpus,
-            num_gpus=model.num_gpus,
+            **self._reserved,
         )
+
+
+def _free(reserved: dict[str, Any]) -> list[dict[str, float]]:
+    """Return what is free on each node that an actor may be on."""
+    wanted = reserved.get("label_selector", {})
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [
+        free.get(node["NodeID"], {})
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and may_be_on(node["Labels"], wanted)
+    ]
 
 
 def actor_strategy(pool: PoolSize) -> Any:

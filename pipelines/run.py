@@ -312,6 +312,7 @@ class _Run:
             row_id=job.row_id,
             cache=None if job.cache is None else job.cache.absolute() / fingerprint,
             dtype=job.dtype,
+            fingerprint=fingerprint,
             provenance=self.plan.manifest["provenance"],
         )
 

@@ -40,7 +40,8 @@ class UnitSettings:
     scratch: where files are made; None is a directory of the worker's own, for an object store.
     claim: an object that is there for as long as this run may write; None is a lock's to keep.
     chunking: how texts are cut into chunks; None where they are not. cache: a file for the model's
-    vectors. provenance goes to the data files' footers.
+    vectors. fingerprint: of the engine that every worker must have; provenance, what it is made of,
+    goes to the data files' footers.
     """
 
     output: Location
@@ -53,6 +54,7 @@ class UnitSettings:
     row_id: bool
     cache: Path | None
     dtype: VectorDtype
+    fingerprint: str
     provenance: dict[str, Any]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from deployments.checks.finding import Findings
 from deployments.checks.kubernetes import limits_of, worker_groups
 from deployments.checks.platform_settings import settings_of
 from deployments.checks.ray_cluster import node_types
+from omai_ray.catalog import may_be_on
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def check_capacity(documents: Iterable[Document], findings: Findings) -> None:
 
 
 def _check_fits(demand: Demand, offers: list[Offer], cluster: str, findings: Findings) -> None:
-    placed = [
-        o for o in offers if all(_matches(o.labels.get(k), v) for k, v in demand.placement.items())
-    ]
+    placed = [offer for offer in offers if may_be_on(offer.labels, demand.placement)]
     if not placed:
         labels = ", ".join(f"{key}={value}" for key, value in demand.placement.items())
         findings.add(
@@ -124,14 +122,6 @@ def _offers(document: Document) -> Iterator[Offer]:
                 _number(limits.get("cpu")), _number(limits.get("nvidia.com/gpu")),
                 group.get("labels") or {}, int(_number(group.get("maxReplicas"))),
             )  # fmt: skip
-
-
-def _matches(label: str | None, selector: str) -> bool:
-    """Whether a node's label is what a selector of Ray's asks for: v, !v, in(v, w), !in(v, w)."""
-    negated = selector.startswith("!")
-    listed = re.fullmatch(r"in\((.*)\)", selector.removeprefix("!"))
-    values = [v.strip() for v in listed[1].split(",")] if listed else [selector.removeprefix("!")]
-    return (label in values) != negated
 
 
 def _number(value: Any) -> float:

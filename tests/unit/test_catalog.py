@@ -95,6 +95,15 @@ def test_what_makes_no_sense_for_a_reranker_is_refused_by_name(
         spec(task="rerank", **fields)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"pooling": "mean"}, {"normalize": False}, {"dimensions": True}, {"truncate": True}]
+)
+def test_what_is_of_vectors_is_refused_for_a_chat_model(fields: dict[str, Any]) -> None:
+    """It would be ignored."""
+    with pytest.raises(ValidationError, match="not for chat models"):
+        spec(task="chat", **fields)
+
+
 def test_a_reranker_is_an_entry_like_an_embedding_models() -> None:
     """With what both have; and it answers its own task only."""
     fields: dict[str, Any] = {"truncate": True, "dtype": "bfloat16", "context": 64}

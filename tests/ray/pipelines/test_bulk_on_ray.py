@@ -190,6 +190,36 @@ def test_a_unit_that_always_kills_its_worker_ends_the_job(
     assert tree(tmp_path / "out") == {}
 
 
+def test_a_worker_with_another_engine_than_the_runs_ends_the_job(
+    ray_cluster: None, make_job: Job, tmp_path: Path
+) -> None:
+    """As where nodes compute in different types: it says which, and what to do."""
+
+    def engine(spec: ModelSpec) -> Any:
+        import ray
+
+        made = broken_engine(spec, lambda: np.zeros((1, 2), np.float32))
+        dtype = "float32" if ray.get_runtime_context().get_actor_id() else "bfloat16"
+        made.fingerprint, made.provenance = dtype, {"dtype": dtype, "pooling": "mean"}
+        return made
+
+    job = make_job(tmp_path / "out", engine_factory=engine, unit_rows=1000, actors=1)
+    with pytest.raises(RunFailed, match=r"differs from the run's in dtype\. Give its dtype"):
+        embed_corpus(job)
+    assert tree(tmp_path / "out") == {}
+
+
+def test_a_job_leaves_nodes_alone_that_its_model_may_not_be_on(
+    ray_cluster: None, make_job: Job, tmp_path: Path
+) -> None:
+    """On a cluster; it says which labels none of the nodes has."""
+    spec = ModelSpec(
+        name="m", task="embedding", source="builtin:all-minilm-l6-v2", placement={"pool": "none"}
+    )
+    with pytest.raises(ConfigError, match="on one node with the labels pool=none"):
+        embed_corpus(make_job(tmp_path / "out", model=spec, actors=None))
+
+
 def test_a_command_killed_in_mid_run_resumes_to_the_same_bytes(
     undisturbed: tuple[Path, Report], corpus: Path, make_job: Job, tmp_path: Path
 ) -> None:

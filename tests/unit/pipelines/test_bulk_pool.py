@@ -39,14 +39,23 @@ def test_a_pool_fits_what_is_free_and_keeps_what_is_to_be_left(
     make_job: Job, options: dict[str, Any], own: bool, pool: PoolSize
 ) -> None:
     """More than fits is asked for only of a cluster that may grow, and of which nothing is kept."""
-    assert size_pool(make_job(**options), FREE, own=own) == pool
+    assert size_pool(make_job(**options), [FREE], own=own) == pool
+
+
+def test_an_actor_is_on_one_node(make_job: Job) -> None:
+    """What two nodes have free together is of no use to it."""
+    model = GPU_MODEL.model_copy(update={"num_cpus": 4, "placement": {"pool": "a"}})
+    nodes = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 8.0}, {"CPU": 9.0, "GPU": 1.0}]
+    assert size_pool(make_job(model=model), nodes, own=False) == PoolSize(2, 2, 2)
+    with pytest.raises(ConfigError, match=r"9 CPU and 1 GPU free; .* the labels pool=a"):
+        size_pool(make_job(model=model), nodes[:2], own=False)
 
 
 @pytest.mark.parametrize(
     ("options", "own", "message"),
     [
         ({"leave_cpus": 8}, False, "8 CPU and 2 GPU free, --leave-cpus 8 of them are left; a copy"),
-        ({"actors": 4, "leave_cpus": 8}, False, "needs 1 CPU. Free some$"),
+        ({"actors": 4, "leave_cpus": 8}, False, "needs 1 CPU on one node. Free some$"),
         ({"actors": 4, "model": GPU_MODEL, "leave_gpus": 2}, False, "needs 0.5 GPU and 1 CPU"),
     ],
 )
@@ -55,15 +64,15 @@ def test_a_pool_without_room_for_one_actor_is_refused(
 ) -> None:
     """It says what is free, what is kept, and what would be needed."""
     with pytest.raises(ConfigError, match=message):
-        size_pool(make_job(**options), FREE, own=own)
+        size_pool(make_job(**options), [FREE], own=own)
 
 
 def test_actors_may_wait_on_a_shared_cluster_where_nothing_is_kept(make_job: Job) -> None:
     """Not on one of the job's own, where nothing would ever become free."""
     busy = {"CPU": 0.0}
-    assert size_pool(make_job(actors=2, max_actors=4), busy, own=False) == PoolSize(2, 2, 4)
+    assert size_pool(make_job(actors=2, max_actors=4), [busy], own=False) == PoolSize(2, 2, 4)
     with pytest.raises(ConfigError, match="0 CPU"):
-        size_pool(make_job(actors=2), busy, own=True)
+        size_pool(make_job(actors=2), [busy], own=True)
 
 
 def test_there_are_no_more_actors_than_units() -> None:
