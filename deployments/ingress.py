@@ -49,7 +49,7 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the API over this replica's handles. Raises ConfigError."""
         settings = self._settings
-        registry = await Registry.open(settings)
+        registry = await Registry.open(settings, models=lambda: self._models.catalog.names)
         authenticator = Authenticator(registry, settings.sessions)
         ledger = UsageLedger(registry.store)
         limiter = open_limiter(settings.limiter, settings.ingress.replicas)

@@ -22,7 +22,6 @@ class OMAiError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
-    retryable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -184,7 +183,6 @@ class RateLimited(OMAiError):
 
     status = 429
     default_code = "rate_limit_exceeded"
-    retryable = True
 
     def __init__(
         self,
@@ -217,7 +215,6 @@ class ServerError(OMAiError):
     """An unexpected failure: the cause is in the log under the request id."""
 
     default_code = "internal_error"
-    retryable = True
 
 
 class Overloaded(OMAiError):
@@ -228,7 +225,6 @@ class Overloaded(OMAiError):
 
     status = 503
     default_code = "server_is_overloaded"
-    retryable = True
 
     def __init__(
         self,

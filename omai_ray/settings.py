@@ -1,4 +1,4 @@
-"""The platform's settings: the only reader of the environment and of configuration files.
+"""The platform's settings: the only reader of configuration files and of `OMAI_*` that are in them.
 
 A value comes from the command line, else the environment (`OMAI_*`), else the YAML file, else the
 default. Unknown keys are refused, so that a misspelt one cannot pass unseen.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,7 +58,8 @@ Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(st
 class Tier(BaseModel):
     """What an account may use in a minute, and how many requests at once; None is unlimited.
 
-    batch_enqueued_tokens: of all its batches that have not ended, estimated from their inputs.
+    batch_enqueued_tokens: of all its batches and embedding jobs that have not ended, estimated from
+    their inputs.
     storage_bytes: of files, in all.
     """
 
@@ -274,6 +276,24 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().resolve() if value else None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if entry != "*":
+                try:
+                    ip_network(entry)
+                except ValueError as error:
+                    raise ValueError(f"{error}; an address, a network, or '*'") from None
+        return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Settings:
+        unknown = self.batches.backends.keys() - {spec.name for spec in self.models}
+        if unknown:
+            raise ValueError(f"batches.backends: no model is named {', '.join(sorted(unknown))}")
+        return self
 
     @property
     def catalog(self) -> Catalog:

@@ -57,7 +57,6 @@ class StorageError(OMAiError):
 
     status = 503
     default_code = "storage_unavailable"
-    retryable = True
 
 
 class ObjectNotFound(StorageError):
@@ -65,7 +64,6 @@ class ObjectNotFound(StorageError):
 
     status = 404
     default_code = "not_found"
-    retryable = False
 
 
 class Stat(NamedTuple):

@@ -135,9 +135,9 @@ async def _embed(
 ) -> Vectors:
     async with meter.closing():
         vectors = await backend.embed(inputs, account)
+        meter.prompt_tokens = sum(map(len, inputs))
         if dimensions is not None:
             vectors = _shorten(vectors, dimensions)
-        meter.prompt_tokens = sum(map(len, inputs))
     return vectors
 
 

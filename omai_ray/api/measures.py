@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from omai_ray.api.context import CLIENT_CLOSED_REQUEST
 from omai_ray.errors import OMAiError, Overloaded, QuotaExceeded, RateLimited
 from omai_ray.ledger.ledger import UsageRecord
 from omai_ray.telemetry import metrics
 from omai_ray.telemetry.recorder import Recorder
 
-_LEFT, _OVERLOADED = 499, 503
+_OVERLOADED = 503
 
 
 class Measures:
@@ -42,11 +43,11 @@ class Measures:
             recorder.count(metrics.COST, usage.cost, model, tier)
         if usage.finish_reason is not None:
             recorder.count(metrics.FINISHED, 1, model, usage.finish_reason)
-        if usage.status == _LEFT:
+        if usage.status == CLIENT_CLOSED_REQUEST:
             recorder.count(metrics.CANCELLATIONS, 1, model, usage.endpoint)
         elif usage.status == _OVERLOADED:
             self._refused(model, tier, "overloaded")
-        if usage.status == 200:
+        if usage.status == 200 and usage.batch_id is None:  # a batch's lines wait behind others
             self._time(usage, tier)
 
     def _time(self, usage: UsageRecord, tier: str) -> None:

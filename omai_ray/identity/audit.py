@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from omai_ray.errors import InvalidRequest, OMAiError
 from omai_ray.identity.actor import Actor
 from omai_ray.identity.paging import MAX_PAGE, Page
-from omai_ray.store import AuditEntry, Outcome, Store
+from omai_ray.store import AuditEntry, Outcome, Store, is_storable
 from omai_ray.store.tables import audit
 from omai_ray.telemetry.logs import request_id_var
 
@@ -102,6 +102,8 @@ class AuditLog:
         wanted = {"account_id": account_id, "actor": actor, "action": action, "target": target}
         for name, value in wanted.items():
             if value is not None:
+                if not is_storable(value):
+                    return Page.of([], limit)
                 statement = statement.where(audit.c[name] == value)
         if after is not None:
             if not after.isascii() or not after.isdigit() or len(after) > 18:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -25,22 +25,30 @@ from omai_ray.store import Account, ApiKey, Store, User
 class Registry:
     """One database of accounts, as one actor changes it.
 
-    audit: keeps what is done. tiers: the names that an account's tier may have. models: those that
-    allow-lists may have. clock: seconds since the epoch.
+    audit: keeps what is done. tiers: the names that an account's tier may have. models: gives those
+    that allow-lists may have. clock: seconds since the epoch.
     """
 
     store: Store
     audit: AuditLog
     peppers: Peppers
     tiers: tuple[str, ...]
-    models: tuple[str, ...]
+    models: Callable[[], Collection[str]]
     passwords: Passwords = field(default_factory=Passwords)
     clock: Callable[[], float] = time.time
     actor: Actor = SYSTEM
 
     @classmethod
-    async def open(cls, settings: Settings, actor: Actor = SYSTEM) -> Registry:
-        """Return the registry of these settings. Raises ConfigError, Overloaded."""
+    async def open(
+        cls,
+        settings: Settings,
+        actor: Actor = SYSTEM,
+        models: Callable[[], Collection[str]] | None = None,
+    ) -> Registry:
+        """Return the registry of these settings. Raises ConfigError, Overloaded.
+
+        models: where they may change; by default those of the settings.
+        """
         peppers = await asyncio.to_thread(Peppers.load, settings.pepper_path)
         store = await Store.open(settings.sqlalchemy_url)
         try:
@@ -53,7 +61,7 @@ class Registry:
             AuditLog(store, time.time),
             peppers,
             tuple(settings.tiers),
-            settings.catalog.names,
+            models or (lambda: settings.catalog.names),
             actor=actor,
         )
 

@@ -173,10 +173,12 @@ class Obfuscation(RequestBody):
 
 
 class ResponseRequest(RequestBody):
-    """What to answer: a text, or the items of a conversation."""
+    """What to answer: a text, or the items of a conversation, with room for the instructions."""
 
     model: ModelName
-    input: str | Annotated[list[_Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    input: (
+        str | Annotated[list[_Item], Field(min_length=1, max_length=MAX_ITEMS - 1, fail_fast=True)]
+    )
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=16, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -84,6 +84,7 @@ async def test_pages_hold_every_file_once(
         made.append((await keep(files)).id)
     await keep(files, account=BOB)
     await keep(files, purpose="user_data")
+    assert not (await files.list(ADA, purpose="a\0b")).items
 
     listed: list[str] = []
     after = None

@@ -44,13 +44,17 @@ def passwords() -> Iterator[Passwords]:
     made.close()
 
 
+def _models() -> tuple[str, ...]:
+    return "gpt", "ada-002"
+
+
 @pytest.fixture
 async def registry(
     store: Store, peppers: Peppers, passwords: Passwords, clock: Clock
 ) -> AsyncIterator[Registry]:
     """Return the registry of the store, whose time is the clock's."""
     audit = AuditLog(store, clock)
-    yield Registry(store, audit, peppers, ("basic", "pro"), ("gpt", "ada-002"), passwords, clock)
+    yield Registry(store, audit, peppers, ("basic", "pro"), _models, passwords, clock)
     await audit.close()
 
 
