@@ -16,6 +16,7 @@ import pytest
 
 from deployments.checks import check_files
 from omai_ray.cli import build_parser
+from omai_ray.identity.peppers import Peppers
 from tests.snippets import LISTINGS, NOT_RUN, PROGRAMS, ROOT, Snippet, snippets
 
 
@@ -98,3 +99,14 @@ def test_files_that_commands_name_are_there() -> None:
         )
     assert {name for name in named if not (ROOT / name).exists()} == set()
     assert "examples/search.py" in named
+
+
+def test_the_pepper_file_of_the_docs_can_be_read(tmp_path: Path) -> None:
+    """What the documented command writes, with some hex for what openssl prints."""
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"`(echo [^`]* > pepper)`", page)
+    script = f"openssl() {{ echo {'5e' * 32}; }}\n{command}"
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=60)
+
+    peppers = Peppers.load(tmp_path / "pepper")
+    assert (1, b"\x5e" * 32) == (peppers.version, peppers.current)
