@@ -5,9 +5,10 @@ FROM python:3.11.14-slim-bookworm
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=minilm,postgres,redis
 
-# g++ builds kernels for the CPU at hand; the head's autoscaler reaches its nodes by ssh and rsync.
+# g++ builds kernels for the CPU at hand; the head's autoscaler reaches its nodes by ssh and rsync;
+# the probes that KubeRay puts into pods run wget.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ openssh-client procps rsync \
+    && apt-get install --yes --no-install-recommends g++ openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash omai \
     && install --directory --owner=omai --group=omai --mode=0700 /etc/omai /var/lib/omai

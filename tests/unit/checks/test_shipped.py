@@ -70,6 +70,12 @@ def test_the_image_is_pinned_and_is_not_run_by_root() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_image_has_what_others_run_in_it() -> None:
+    """`ray up` its ssh, rsync and ps; KubeRay's probes wget, without which no pod becomes ready."""
+    (installed,) = re.findall(r"apt-get install [^&]*", (ROOT / "Dockerfile").read_text("utf-8"))
+    assert {"openssh-client", "procps", "rsync", "wget"} <= set(installed.split())
+
+
 def test_the_images_version_is_the_packages() -> None:
     """In every file that names the image."""
     pattern = re.compile(r"registry\.example\.com/omai-ray:([0-9.]+)")
