@@ -26,8 +26,7 @@ RUN python -m pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS
     && chmod 0755 /usr/local/bin/omai-haproxy
 
 # Serve reads these where it starts. `proxy: haproxy` of the settings needs them; see docs/clusters.md.
-ENV OMAI_CONFIG=/etc/omai/platform.yaml \
-    OMAI_STATE_DIR=/var/lib/omai \
+ENV OMAI_STATE_DIR=/var/lib/omai \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_worker_niceness=0 \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import yaml
 
 from deployments.checks import check_files
-from omai_ray.settings import load_settings
+from omai_ray.cli import build_parser
+from omai_ray.cli.serve import _serve_settings as settings_of_command
+from omai_ray.settings import CONFIG_VARIABLE, load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTERS = ("cluster.yaml", "deployments/cluster-gcp.yaml")
@@ -74,6 +77,53 @@ def test_the_image_has_what_others_run_in_it() -> None:
     """`ray up` its ssh, rsync and ps; KubeRay's probes wget, without which no pod becomes ready."""
     (installed,) = re.findall(r"apt-get install [^&]*", (ROOT / "Dockerfile").read_text("utf-8"))
     assert {"openssh-client", "procps", "rsync", "wget"} <= set(installed.split())
+
+
+def image_environment() -> dict[str, str]:
+    """Return what the image sets."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"(?m)^ENV (.*)$", text)
+    return dict(pair.split("=", 1) for pair in line.split())
+
+
+def test_the_image_alone_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own command names no file that it lacks: it has the built-in models, on every address."""
+    (command,) = re.findall(r"(?m)^CMD (.*)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    program, *arguments = json.loads(command)
+    assert "omai-ray" == program
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    for name, value in image_environment().items():
+        monkeypatch.setenv(name, value)
+    settings = settings_of_command(build_parser().parse_args(arguments))
+    assert ("0.0.0.0", "/var/lib/omai") == (settings.host, str(settings.state_dir))
+    assert all(model.source.startswith("builtin:") for model in settings.models)
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_every_container_of_a_cluster_is_told_the_settings(name: str) -> None:
+    """In a file that is copied to every node."""
+    (cluster,) = parsed(name)
+    (option,) = [option for option in cluster["docker"]["run_options"] if CONFIG_VARIABLE in option]
+    flag, _, given = option.partition(" ")
+    variable, _, path = given.partition("=")
+    assert ("--env", CONFIG_VARIABLE) == (flag, variable)
+    assert str(Path(path).parent) in cluster["file_mounts"]
+
+
+def test_every_pod_is_told_the_settings() -> None:
+    """In the file that the ConfigMap is mounted as, which the application is given too."""
+    configmap, service, _ = parsed(MANIFEST)
+    spec = service["spec"]
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    groups = [spec["rayClusterConfig"]["headGroupSpec"]]
+    groups += spec["rayClusterConfig"]["workerGroupSpecs"]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        (variable,) = container["env"]
+        assert {"name": CONFIG_VARIABLE, "value": application["args"]["config"]} == variable
+        (mount,) = container["volumeMounts"]
+        assert mount["mountPath"] == str(Path(variable["value"]).parent)
+        assert Path(variable["value"]).name in configmap["data"]
 
 
 def test_the_images_version_is_the_packages() -> None:
