@@ -79,6 +79,26 @@ def test_the_image_has_what_others_run_in_it() -> None:
     assert {"openssh-client", "procps", "rsync", "wget"} <= set(installed.split())
 
 
+@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_metrics_of_every_node_are_where_the_docs_say(name: str, key: str) -> None:
+    """Ray would take any free port, which no Prometheus knows."""
+    (start,) = [command for command in parsed(name)[0][key] if "ray start" in command]
+    assert "--metrics-export-port=8080" in start.split()
+
+
+def test_pods_let_prometheus_in_to_their_metrics_and_nothing_else() -> None:
+    """By the namespace that it is in; KubeRay has the metrics on 8080."""
+    policy = parsed(MANIFEST)[2]
+    label = {"kubernetes.io/metadata.name": "monitoring"}
+    (rule,) = [
+        rule
+        for rule in policy["spec"]["ingress"]
+        if rule["from"] == [{"namespaceSelector": {"matchLabels": label}}]
+    ]
+    assert [{"protocol": "TCP", "port": 8080}] == rule["ports"]
+
+
 def image_environment() -> dict[str, str]:
     """Return what the image sets."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
