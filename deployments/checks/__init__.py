@@ -16,19 +16,25 @@ _CHECKS = {
     Kind.CLUSTER: ray_cluster.check,
     Kind.KUBERNETES: kubernetes.check,
 }
-__all__ = ["Finding", "check_files"]
+__all__ = ["Finding", "check_documents", "check_files"]
 
 
 def check_files(paths: Iterable[Path]) -> list[Finding]:
     """Return what is wrong, file by file, and between the models and the nodes of all of them.
 
-    What each file is, its content tells. Raises ConfigError for one that is not YAML.
+    What each file is, its content tells. One that cannot be read is a finding too.
     """
+    findings = Findings()
     documents: list[Document] = []
     for path in paths:
-        documents += read_documents(path)
-    findings = Findings()
+        documents += read_documents(path, findings)
+    check_documents(documents, findings)
+    return findings.items
+
+
+def check_documents(documents: Iterable[Document], findings: Findings) -> None:
+    """Find what is wrong in each document, and between them."""
+    documents = list(documents)
     for document in documents:
         _CHECKS[document.kind](document, findings)
     check_capacity(documents, findings)
-    return findings.items

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.checks.documents import Document, Kind
+from deployments.checks.documents import Document, Kind, dict_of, dicts_of
 from deployments.checks.finding import Findings
 from deployments.checks.kubernetes import limits_of, worker_groups
 from deployments.checks.platform_settings import settings_of
@@ -92,13 +93,13 @@ def _demands(document: Document) -> Iterator[Demand]:
         edge = settings.ingress
         yield Demand(document.at("ingress"), edge.num_cpus, 0, edge.placement, edge.replicas)
     elif document.kind is Kind.SERVE:
-        for place, application in enumerate(document.values.get("applications") or []):
-            for at, deployment in enumerate(application.get("deployments") or []):
-                options = deployment.get("ray_actor_options") or {}
+        for place, application in enumerate(dicts_of(document.values.get("applications"))):
+            for at, deployment in enumerate(dicts_of(application.get("deployments"))):
+                options = dict_of(deployment.get("ray_actor_options"))
                 yield Demand(
                     document.at("applications", place, "deployments", at, "ray_actor_options"),
                     _number(options.get("num_cpus")), _number(options.get("num_gpus")),
-                    options.get("label_selector") or {}, 1,
+                    _labels(options.get("label_selector")), 1,
                 )  # fmt: skip
 
 
@@ -106,13 +107,13 @@ def _offers(document: Document) -> Iterator[Offer]:
     if document.kind is Kind.CLUSTER:
         head = document.values.get("head_node_type")
         for name, node in node_types(document).items():
-            resources = node.get("resources") or {}
+            resources = dict_of(node.get("resources"))
             most = (
                 1 if name == head else node.get("max_workers", document.values.get("max_workers"))
             )
             yield Offer(
                 name, _number(resources.get("CPU")), _number(resources.get("GPU")),
-                node.get("labels") or {}, int(_number(most)),
+                _labels(node.get("labels")), int(_number(most)),
             )  # fmt: skip
     elif document.kind is Kind.KUBERNETES:
         for group in worker_groups(document):
@@ -120,14 +121,19 @@ def _offers(document: Document) -> Iterator[Offer]:
             yield Offer(
                 str(group.get("groupName")),
                 _number(limits.get("cpu")), _number(limits.get("nvidia.com/gpu")),
-                group.get("labels") or {}, int(_number(group.get("maxReplicas"))),
+                _labels(group.get("labels")), int(_number(group.get("maxReplicas"))),
             )  # fmt: skip
+
+
+def _labels(value: Any) -> dict[str, str]:
+    return {str(key): str(label) for key, label in dict_of(value).items()}
 
 
 def _number(value: Any) -> float:
     """Return a number of a file, Kubernetes' `500m` too; 0 for what is none."""
     text = str(value)
     try:
-        return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+        number = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
     except ValueError:
         return 0.0
+    return number if math.isfinite(number) else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from omai_ray.errors import ConfigError
+from deployments.checks.finding import Findings
 
 
 class Kind(Enum):
@@ -34,34 +34,48 @@ class Document:
         return f"{self.place}: {'.'.join(map(str, keys))}"
 
 
-def read_documents(path: Path) -> list[Document]:
-    """Return a file's documents, those inside manifests too. Raises ConfigError."""
+def dict_of(value: Any) -> dict[str, Any]:
+    """Return a mapping of a file; an empty one for what is none, which its schema finds."""
+    return value if isinstance(value, dict) else {}
+
+
+def dicts_of(value: Any) -> list[dict[str, Any]]:
+    """Return the mappings in a list of a file."""
+    return [item for item in (value if isinstance(value, list) else []) if isinstance(item, dict)]
+
+
+def read_documents(path: Path, findings: Findings) -> list[Document]:
+    """Return a file's documents, those inside manifests too; find that there are none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "no text"
-        raise ConfigError(f"{path}: {reason}") from None
-    return parse_documents(text, str(path))
+        findings.add(str(path), getattr(error, "strerror", None) or "no text")
+        return []
+    return _parse_documents(text, str(path), findings)
 
 
-def parse_documents(text: str, place: str) -> list[Document]:
-    """Return the documents of a text. Raises ConfigError where one is no mapping."""
+def _parse_documents(text: str, place: str, findings: Findings) -> list[Document]:
     try:
         parsed = [values for values in yaml.safe_load_all(text) if values is not None]
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: not YAML: {str(error).splitlines()[0]}") from None
-    documents: list[Document] = []
-    for values in parsed or [{}]:
-        if not isinstance(values, dict):
-            raise ConfigError(f"{place}: expected keys and values, got a {type(values).__name__}")
-        kind = _kind(values)
-        if kind is Kind.KUBERNETES:
-            name = (values.get("metadata") or {}).get("name", "")
-            document = Document(f"{place}: {values['kind']} {name}".rstrip(), kind, values)
-            documents += [document, *_inner(document)]
-        else:
-            documents.append(Document(place, kind, values))
-    return documents
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
+        findings.add(place, f"not YAML: {str(error).splitlines()[0]}")
+        return []
+    return [
+        document for values in parsed or [{}] for document in documents_of(values, place, findings)
+    ]
+
+
+def documents_of(values: Any, place: str, findings: Findings) -> list[Document]:
+    """Return a document, and those inside it where it is a manifest."""
+    if not isinstance(values, dict):
+        findings.add(place, f"expected keys and values, got a {type(values).__name__}")
+        return []
+    kind = _kind(values)
+    if kind is not Kind.KUBERNETES:
+        return [Document(place, kind, values)]
+    name = dict_of(values.get("metadata")).get("name", "")
+    document = Document(f"{place}: {values['kind']} {name}".rstrip(), kind, values)
+    return [document, *_inner(document, findings)]
 
 
 def _kind(values: dict[str, Any]) -> Kind:
@@ -74,17 +88,17 @@ def _kind(values: dict[str, Any]) -> Kind:
     return Kind.PLATFORM
 
 
-def _inner(document: Document) -> list[Document]:
+def _inner(document: Document, findings: Findings) -> list[Document]:
     """Return what a manifest carries as text: Serve's configuration, files of a ConfigMap."""
     values = document.values
     texts: list[tuple[str, Any]] = []
     if values["kind"] == "RayService":
-        texts.append(("spec.serveConfigV2", (values.get("spec") or {}).get("serveConfigV2")))
+        texts.append(("spec.serveConfigV2", dict_of(values.get("spec")).get("serveConfigV2")))
     elif values["kind"] == "ConfigMap":
-        data = values.get("data") or {}
-        texts += [(f"data.{name}", data[name]) for name in data if name.endswith((".yaml", ".yml"))]
+        data = dict_of(values.get("data"))
+        texts += [(f"data.{n}", data[n]) for n in data if str(n).endswith((".yaml", ".yml"))]
     found: list[Document] = []
     for key, text in texts:
         if isinstance(text, str):
-            found += parse_documents(text, document.at(key))
+            found += _parse_documents(text, document.at(key), findings)
     return found

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.checks.documents import dicts_of
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -52,8 +54,9 @@ def _gcp_gpus(config: dict[str, Any]) -> int | None:
     if machine.startswith("g2-standard-"):
         return _GCP_BUILT_IN.get(machine, 1)
     if re.match(r"^(n1|n2|n2d|n4|e2|c3|c4|c2|t2d)-", machine):
-        attached = config.get("guestAccelerators") or []
-        return sum(int(a.get("acceleratorCount", 0)) for a in attached)
+        attached = dicts_of(config.get("guestAccelerators"))
+        counts = [str(accelerator.get("acceleratorCount", 0)) for accelerator in attached]
+        return sum(map(int, counts)) if all(map(str.isdecimal, counts)) else None
     return None
 
 

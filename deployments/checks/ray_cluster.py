@@ -11,7 +11,7 @@ from jsonschema import ValidationError  # type: ignore[import-untyped]
 from ray._private.label_utils import validate_node_label_syntax, validate_node_labels
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from deployments.checks.documents import Document
+from deployments.checks.documents import Document, dict_of, dicts_of
 from deployments.checks.finding import Findings
 from deployments.checks.machines import MACHINES
 from deployments.checks.secrets_in_file import check_secrets
@@ -31,8 +31,8 @@ def check(document: Document, findings: Findings) -> None:
     types = node_types(document)
     for name, node in types.items():
         _check_node(document, findings, name, node)
-    head = document.values.get("head_node_type")
-    if head in types and (types[head].get("resources") or {}).get("CPU") != 0:
+    head = str(document.values.get("head_node_type"))
+    if head in types and dict_of(types[head].get("resources")).get("CPU") != 0:
         findings.add(
             document.at("available_node_types", head, "resources.CPU"),
             "the head takes replicas",
@@ -42,12 +42,8 @@ def check(document: Document, findings: Findings) -> None:
 
 def node_types(document: Document) -> dict[str, dict[str, Any]]:
     """Return the node types of a cluster that are at all described."""
-    types = document.values.get("available_node_types")
-    return {
-        str(name): node
-        for name, node in (types if isinstance(types, dict) else {}).items()
-        if isinstance(node, dict)
-    }
+    types = dict_of(document.values.get("available_node_types"))
+    return {str(name): node for name, node in types.items() if isinstance(node, dict)}
 
 
 def _check_schema(document: Document, findings: Findings) -> None:
@@ -83,8 +79,8 @@ def _check_commands(document: Document, findings: Findings) -> None:
 
 def _check_token(document: Document, findings: Findings) -> None:
     """Find a token that file_mounts brings to no node, where the start commands name its file."""
-    mounts = document.values.get("file_mounts")
-    targets = [str(target).rstrip("/") for target in (mounts if isinstance(mounts, dict) else {})]
+    mounts = dict_of(document.values.get("file_mounts"))
+    targets = [str(target).rstrip("/") for target in mounts]
     named = {_TOKEN_FILE}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         for command in _strings(document.values.get(key)):
@@ -112,9 +108,9 @@ def _check_start(place: str, command: str, findings: Findings) -> None:
 
 
 def _check_image(document: Document, findings: Findings) -> None:
-    docker = document.values.get("docker")
+    docker = dict_of(document.values.get("docker"))
     for key in ("image", "head_image", "worker_image"):
-        image = docker.get(key) if isinstance(docker, dict) else None
+        image = docker.get(key)
         if isinstance(image, str) and _FLOATING.search(image):
             findings.add(
                 document.at("docker", key),
@@ -124,11 +120,9 @@ def _check_image(document: Document, findings: Findings) -> None:
 
 
 def _check_ports(document: Document, findings: Findings) -> None:
-    provider = document.values.get("provider")
-    group = provider.get("security_group") if isinstance(provider, dict) else None
-    rules = group.get("IpPermissions") if isinstance(group, dict) else None
-    for place, rule in enumerate(rules if isinstance(rules, list) else []):
-        everyone = [r for r in rule.get("IpRanges") or [] if r.get("CidrIp") == "0.0.0.0/0"]
+    group = dict_of(dict_of(document.values.get("provider")).get("security_group"))
+    for place, rule in enumerate(dicts_of(group.get("IpPermissions"))):
+        everyone = [r for r in dicts_of(rule.get("IpRanges")) if r.get("CidrIp") == "0.0.0.0/0"]
         if everyone and rule.get("FromPort") != 22:
             findings.add(
                 document.at("provider.security_group.IpPermissions", place),
@@ -147,11 +141,10 @@ def _check_node(document: Document, findings: Findings, name: str, node: dict[st
     try:
         validate_node_labels(node.get("labels") or {})
         validate_node_label_syntax(node.get("labels") or {})
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # Ray expects a mapping of texts
         add("labels", str(error), "use the syntax of Kubernetes' labels")
     config = node.get("node_config")
-    provider = document.values.get("provider")
-    kind = provider.get("type") if isinstance(provider, dict) else None
+    kind = dict_of(document.values.get("provider")).get("type")
     machine = MACHINES.get(str(kind))
     if machine is None or not isinstance(config, dict):
         return
@@ -162,7 +155,7 @@ def _check_node(document: Document, findings: Findings, name: str, node: dict[st
     if not isinstance(instance, str):
         add(f"node_config.{machine.key}", "missing", "name the type of machine")
         return
-    offered = (node.get("resources") or {}).get("GPU", 0)
+    offered = dict_of(node.get("resources")).get("GPU", 0)
     there = machine.gpus(config)
     if there is not None and offered != there:
         add("resources.GPU", f"{offered}, and {instance} has {there}", f"set {there}")

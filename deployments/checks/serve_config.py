@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.checks.documents import Document
+from deployments.checks.documents import Document, dict_of, dicts_of
 from deployments.checks.finding import Findings
 from deployments.checks.schema import unknown_keys
 from deployments.checks.secrets_in_file import check_secrets
@@ -30,7 +30,7 @@ def check(document: Document, findings: Findings) -> None:
             f"did you mean {close[0]}?" if close else f"remove it (there are: {', '.join(known)})",
         )
     _validate(document, findings, ServeDeploySchema, document.values, ())
-    for place, application in enumerate(_list(document.values.get("applications"))):
+    for place, application in enumerate(dicts_of(document.values.get("applications"))):
         _check_application(document, findings, application, ("applications", place))
 
 
@@ -43,14 +43,14 @@ def _check_application(
         if reason:
             findings.add(document.at(*at, "import_path"), reason, "correct it")
     if path == _OURS:
-        for name in application.get("args") or {}:
+        for name in dict_of(application.get("args")):
             if name != "config" and name not in Settings.model_fields:
                 findings.add(
                     document.at(*at, "args", name),
                     "no such argument",
                     "name a key of the settings, or config",
                 )
-    for place, deployment in enumerate(_list(application.get("deployments"))):
+    for place, deployment in enumerate(dicts_of(application.get("deployments"))):
         scaling = deployment.get("autoscaling_config")
         if isinstance(scaling, dict):
             key = (*at, "deployments", place, "autoscaling_config")
@@ -69,6 +69,10 @@ def _validate(
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_context=False):
             findings.add(document.at(*at, *problem["loc"]), problem["msg"], "correct the value")
+    except Exception as error:  # Serve's own validators read some values before they check them
+        findings.add(
+            document.at(*(at or ("applications",))), f"Serve cannot read it: {error}", "correct it"
+        )
 
 
 def _why_not_importable(path: str) -> str | None:
@@ -80,8 +84,3 @@ def _why_not_importable(path: str) -> str | None:
     except Exception as error:
         return f"'{path}' cannot be imported: {type(error).__name__}: {error}"
     return None if hasattr(found, attribute) else f"module {module} has no '{attribute}'"
-
-
-def _list(value: Any) -> list[dict[str, Any]]:
-    items = value if isinstance(value, list) else []
-    return [item for item in items if isinstance(item, dict)]

@@ -34,6 +34,21 @@ def findings(tmp_path: Path, text: str) -> list[str]:
     return [str(found).replace(str(path), "some.yaml") for found in check_files([path])]
 
 
+def change(*keys: Any) -> Callable[[Any], None]:
+    """Return a change that sets the value at some keys; the last is the value."""
+    *path, last, value = keys
+
+    def put(document: Any) -> None:
+        for key in path:
+            document = document[key]
+        document[last] = value
+
+    return put
+
+
+CLUSTER = ("spec", "rayClusterConfig")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
@@ -63,6 +78,29 @@ def test_each_mistake_in_a_configuration_of_serve_is_a_line(
     assert "hunter2" not in only
 
 
+@pytest.mark.parametrize(
+    ("applications", "line"),
+    [
+        ("{name: omai}", "applications: Input should be a valid list; correct the value"),
+        ("[omai]", "applications.0: Input should be a valid dictionary .*; correct the value"),
+        ("[{import_path: 'deployments.app:app', deployments: [ingress]}]", "applications: Serve"),
+    ],
+)
+def test_applications_of_another_form_are_a_line(
+    tmp_path: Path, applications: str, line: str
+) -> None:
+    """Serve's own validators take the form of some values for granted."""
+    (only,) = findings(tmp_path, f"applications: {applications}\n")
+    assert re.search(f"^some.yaml: {line}", only), only
+
+
+def test_an_empty_number_of_replicas_is_kubernetes_default(found: Found) -> None:
+    """As the API server reads it."""
+    assert [] == found(
+        MANIFEST, change(*CLUSTER, "workerGroupSpecs", 2, "minReplicas", None), document=1
+    )
+
+
 def test_gpus_that_serves_configuration_asks_for_are_held_against_the_nodes(
     tmp_path: Path,
 ) -> None:
@@ -76,21 +114,6 @@ def test_gpus_that_serves_configuration_asks_for_are_held_against_the_nodes(
     assert "deployments.0.ray_actor_options.num_gpus: 4 asked for" in str(only)
 
 
-def change(*keys: Any) -> Callable[[Any], None]:
-    """Return a change that sets the value at some keys; the last is the value."""
-    *path, last, value = keys
-
-    def put(document: Any) -> None:
-        for key in path:
-            document = document[key]
-        document[last] = value
-
-    return put
-
-
-CLUSTER = ("spec", "rayClusterConfig")
-
-
 @pytest.mark.parametrize(
     ("put", "line"),
     [
@@ -102,6 +125,12 @@ CLUSTER = ("spec", "rayClusterConfig")
             change(*CLUSTER, "workerGroupSpecs", 1, "replicas", 9),
             "replicas: 9; choose one from 1 to",
         ),
+        (
+            change(*CLUSTER, "workerGroupSpecs", 1, "minReplicas", "1"),
+            "1.minReplicas: no whole number: '1'; write one, without quotes",
+        ),
+        (change(*CLUSTER, "workerGroupSpecs", {"a": {}}), "workerGroupSpecs: no list of groups; w"),
+        (change("metadata", "x"), "metadata.name: missing; add it"),
         (change(*CLUSTER, "workerGroupSpecs", 1, "minReplica", 1), "1.minReplica: no such key; th"),
         (change(*CLUSTER, "gcsFaultTolerance", {}), "gcsFaultTolerance: no such key; there are: "),
         (change("spec", "rayClusterConfigs", {}), "spec.rayClusterConfigs: no such key; there"),
@@ -219,6 +248,26 @@ def test_the_command_prints_the_lines_and_fails(
     path.write_text("port: 8000\n")
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out == "1 files: nothing found\n"
-    path.write_text("port: [")
-    assert main(["check", str(path)]) == 1
-    assert f"omai-ray: {path}: not YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("port: [", "not YAML: "),
+        ("made: 2026-02-30", "not YAML: day is out of range"),
+        ("- port", "expected keys and values, got a list"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_line_beside_those_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, line: str
+) -> None:
+    """What was found in the files before it and after it is told all the same."""
+    other, path = tmp_path / "other.yaml", tmp_path / "x.yaml"
+    other.write_text("prot: 1\n")
+    if text is not None:
+        path.write_text(text)
+    assert main(["check", str(other), str(path), str(other)]) == 1
+    told = capsys.readouterr().out
+    assert f"{path}: {line}" in told
+    assert told.count(": prot: ") == 2
