@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ LOCK_FILE = "serve.lock"
 _TARGETS = "prom_metrics_service_discovery.json"  # Ray's dashboard keeps it
 _READY_TIMEOUT_S = 600.0
 _POLL_S = 0.2
-# What a running platform cannot change.
+# What a running platform cannot change. The last three are of processes that a reload leaves alone:
+# what they were started with would stay.
 _FIXED = (
     "host",
     "port",
@@ -49,6 +51,9 @@ _FIXED = (
     "log_file",
     "dashboard",
     "proxy",
+    "telemetry",
+    "ingress.max_body_bytes",
+    "limiter.snapshot_s",
 )
 _END_S = 1.0  # for Serve to take notice of replicas that have ended
 
@@ -129,6 +134,11 @@ def _hangups() -> Iterator[None]:
         yield
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.default_int_handler)
+
+
+def fixed_changes(before: Settings, after: Settings) -> list[str]:
+    """Return the keys that differ and that a running platform cannot change."""
+    return [key for key in _FIXED if attrgetter(key)(before) != attrgetter(key)(after)]
 
 
 @contextlib.contextmanager
@@ -214,9 +224,7 @@ class Platform:
 
         Raises ConfigError where this needs a new start, or fails; then all stays as it is.
         """
-        fixed = [
-            name for name in _FIXED if getattr(settings, name) != getattr(self._settings, name)
-        ]
+        fixed = fixed_changes(self._settings, settings)
         if fixed:
             raise ConfigError(f"{self._where}{', '.join(fixed)}: changed; stop and start for that")
         self._check_resources(settings)
