@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import queue
 import secrets
@@ -19,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,37 @@ def check_models(models: Iterable[ModelSpec], where: str = "") -> None:
             raise ConfigError(f"{where}models.{place}.source: {error.message}") from error
 
 
+def check_models_apart(models: Iterable[ModelSpec], where: str = "") -> None:
+    """Do the same in a process of its own, so that a signal ends it, a download in it too.
+
+    Those go on in threads that this process would wait for before it could end.
+    """
+    context = multiprocessing.get_context("spawn")
+    answer, told = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(told, tuple(models), where), daemon=True)
+    process.start()
+    told.close()
+    try:
+        problem: str | None = answer.recv()
+    except EOFError:
+        raise ConfigError(f"{where}models: their check ended before it was done") from None
+    finally:
+        process.kill()
+        process.join()
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def _tell(told: Connection, models: Iterable[ModelSpec], where: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this one
+    try:
+        check_models(models, where)
+    except ConfigError as error:
+        told.send(error.message)
+    else:
+        told.send(None)
+
+
 def check_model(spec: ModelSpec, *, fetch: bool = True) -> None:
     """Read what can be read of a model without loading it. Raises OMAiError for what is wrong.
 
@@ -110,30 +143,40 @@ def serve_until_signal(
 ) -> None:
     """Start everything, call `on_ready` with the address once it answers, end at SIGINT or SIGTERM.
 
-    on_hangup: called at SIGHUP, to reload. where: the file of the settings, as `FILE: `. Raises
-    ConfigError where it cannot start, KeyboardInterrupt where a signal came before it had.
+    on_hangup: called at SIGHUP, to reload; SIGINT or SIGTERM end it in the middle. where: the file
+    of the settings, as `FILE: `. Raises ConfigError where it cannot start, KeyboardInterrupt where
+    a signal came before it had.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves
     platform = Platform(settings, where)
     with _only_one(settings.state_dir):
         try:
-            on_ready(platform.start())
-            for _ in _hangups():
-                on_hangup(platform)
+            address = platform.start()
+            with contextlib.suppress(KeyboardInterrupt):
+                came = _signals()
+                on_ready(address)
+                while came.get() == signal.SIGHUP:
+                    on_hangup(platform)
         finally:
             platform.stop()
 
 
-def _hangups() -> Iterator[None]:
-    """Yield at each SIGHUP, end at SIGINT or SIGTERM; the next one ends what comes then."""
+def _signals() -> queue.SimpleQueue[int]:
+    """Return where signals come from now on; SIGINT and SIGTERM also end what is done meanwhile.
+
+    In the queue they are found where what they interrupted has not let the exception through.
+    """
     came: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda number, _: came.put(number))
-    while came.get() == signal.SIGHUP:
-        yield
+
+    def end(number: int, _: object) -> None:
+        came.put(number)
+        raise KeyboardInterrupt
+
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.default_int_handler)
+        signal.signal(name, end)
+    signal.signal(signal.SIGHUP, lambda number, _: came.put(number))
+    return came
 
 
 def fixed_changes(before: Settings, after: Settings) -> list[str]:

@@ -37,7 +37,13 @@ def add(commands: Commands) -> None:
 def _serve(args: argparse.Namespace) -> int:
     where = f"{args.config}: " if args.config else ""
     settings = _serve_settings(args)
-    from deployments.platform import Platform, check_models, check_port, serve_until_signal
+    from deployments.platform import (
+        Platform,
+        check_models,
+        check_models_apart,
+        check_port,
+        serve_until_signal,
+    )
 
     settings = settings.model_copy(update={"port": check_port(settings.host, settings.port)})
     check_models(settings.models, where)
@@ -55,7 +61,7 @@ def _serve(args: argparse.Namespace) -> int:
     def reload(platform: Platform) -> None:
         try:
             changed = _serve_settings(args)
-            check_models(changed.models, where)
+            check_models_apart(changed.models, where)
             kept: dict[str, Any] = {"log_file": changed.log_file or settings.log_file}
             if changed.port == 0:
                 kept["port"] = settings.port
