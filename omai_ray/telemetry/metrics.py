@@ -154,7 +154,7 @@ BULK_ROWS_LEFT = Metric(
     "omai_bulk_rows_left", "gauge", "rows", (MODEL,), "Rows that a bulk job still has to do"
 )
 BULK_ETA = Metric(
-    "omai_bulk_eta_seconds", "gauge", "s", (MODEL,), "When they will be done, at the rate so far"
+    "omai_bulk_eta_seconds", "gauge", "s", (MODEL,), "How long they will take, at the rate so far"
 )
 BATCHES = Metric("omai_batches", "gauge", "batches", (BATCH_STATUS,), "Batches that have not ended")
 BATCH_TOKENS = Metric(
