@@ -8,10 +8,13 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
+from omai_ray.cli.server import reason
 from omai_ray.errors import ConfigError
 from omai_ray.telemetry import metrics
 from omai_ray.telemetry.metrics import Metric
@@ -60,16 +63,25 @@ class Scrape:
 
 
 def scrape(urls: Sequence[str]) -> Scrape:
-    """Read endpoints. Raises ConfigError where one does not answer."""
+    """Read endpoints. Raises ConfigError where one does not answer, or with no metrics."""
     values: dict[str, list[tuple[dict[str, str], float]]] = {}
     for url in urls:
-        for family in text_string_to_metric_families(_read(url)):
-            for sample in family.samples:
-                values.setdefault(sample.name, []).append((sample.labels, sample.value))
+        for sample in _samples(url):
+            values.setdefault(sample.name, []).append((sample.labels, sample.value))
     return Scrape(time.monotonic(), values)
 
 
-def _read(url: str) -> str:
+def _samples(url: str) -> list[Sample]:
+    try:
+        families = text_string_to_metric_families(_read(url).decode())
+        return [sample for family in families for sample in family.samples]
+    except (ValueError, IndexError):  # the parser's, at a text that has braces but no labels
+        raise ConfigError(
+            f"{url} answers, and not with metrics: --metrics-url names another"
+        ) from None
+
+
+def _read(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"--metrics-url {url}: expected http://HOST:PORT/metrics")
     try:
@@ -77,12 +89,12 @@ def _read(url: str) -> str:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(url, timeout=TIMEOUT_S) as answer:
             text: bytes = answer.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, HTTPException, ValueError) as error:
         raise ConfigError(
-            f"{url} does not answer ({reason}): is the cluster running? --metrics-url names another"
+            f"{url} does not answer ({reason(error)}): is the cluster running? --metrics-url names "
+            "another"
         ) from None
-    return text.decode()
+    return text
 
 
 @dataclass(frozen=True)

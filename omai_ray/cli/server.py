@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlencode
 
 from omai_ray.errors import ConfigError
@@ -17,6 +18,15 @@ from omai_ray.settings import server_access
 
 TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 20
+
+
+class _Answer(dict[str, Any]):
+    """An object of the API's; one that lacks what it must have is of another server."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(
+            f"the server answers without '{key}', as the API never does; OMAI_BASE_URL names it"
+        )
 
 
 class Server:
@@ -30,13 +40,13 @@ class Server:
         given = {name: value for name, value in query.items() if value is not None}
         suffix = f"?{urlencode(given)}" if given else ""
         with self._open("GET", f"{path}{suffix}") as response:
-            return _object(response)
+            return self._object(response)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the JSON that a path answers a body with."""
         data = None if body is None else json.dumps(body).encode()
         with self._open("POST", path, data, {"Content-Type": "application/json"}) as response:
-            return _object(response)
+            return self._object(response)
 
     def upload(self, file: Path, purpose: str) -> dict[str, Any]:
         """Upload a file, read a chunk at a time; return what the server says of it."""
@@ -47,26 +57,21 @@ class Server:
             f'filename="{_plain(file.name)}"\r\n\r\n'
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
-        try:
-            size = file.stat().st_size
+        with _opened(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             headers = {
                 "Content-Type": f"multipart/form-data; boundary={boundary}",
                 "Content-Length": str(len(head) + size + len(tail)),
             }
-            body = _form(head, file, tail)
-            with self._open("POST", "/files", body, headers) as response:
-                return _object(response)
-        except FileNotFoundError:
-            raise ConfigError(f"{file}: no such file") from None
-        except (IsADirectoryError, PermissionError) as error:
-            raise ConfigError(f"{file}: {error.strerror}") from None
+            with self._open("POST", "/files", _form(head, stream, tail), headers) as response:
+                return self._object(response)
 
     def content(self, file: str) -> Iterator[bytes]:
         """Yield a file's content, a chunk at a time; raise ConfigError where it ends too early."""
         received = 0
         with self._open("GET", f"/files/{file}/content") as response:
             wanted = response.length
-            while data := _read(response, file):
+            while data := _read(response, file, _CHUNK_BYTES):
                 received += len(data)
                 yield data
         if wanted is not None and received < wanted:
@@ -89,29 +94,53 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 raise ConfigError(_message(error)) from None
-        except (urllib.error.URLError, HTTPException, TimeoutError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, FileNotFoundError | IsADirectoryError | PermissionError):
-                raise reason from None
+        except (OSError, HTTPException, ValueError) as error:
             raise ConfigError(
-                f"{self._base_url} cannot be reached: {reason}; OMAI_BASE_URL names the server"
+                f"{self._base_url} cannot be reached: {reason(error)}; OMAI_BASE_URL names the "
+                "server"
             ) from None
         return cast("HTTPResponse", opened)
 
+    def _object(self, response: HTTPResponse) -> dict[str, Any]:
+        try:
+            value = json.loads(_read(response, self._base_url, None), object_hook=_Answer)
+        except ValueError:
+            value = None
+        if not isinstance(value, _Answer):
+            raise ConfigError(
+                f"{self._base_url} answers with no object of JSON; OMAI_BASE_URL names the server"
+            )
+        return value
 
-def _read(response: HTTPResponse, file: str) -> bytes:
+
+def reason(error: Exception) -> str:
+    """Return why something was not to be had over HTTP, in one line."""
+    told = getattr(error, "reason", error)
+    return " ".join(str(told).split()) or type(told).__name__
+
+
+def _read(response: HTTPResponse, place: str, most: int | None) -> bytes:
     try:
-        return response.read(_CHUNK_BYTES)
+        return response.read(most)
     except (OSError, HTTPException) as error:
-        why = str(error) or type(error).__name__
-        raise ConfigError(f"{file}: the connection broke off: {why}; please try again") from None
+        raise ConfigError(
+            f"{place}: the connection broke off: {reason(error)}; please try again"
+        ) from None
 
 
-def _form(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+
+
+def _form(head: bytes, stream: BinaryIO, tail: bytes) -> Iterator[bytes]:
     yield head
-    with file.open("rb") as stream:
-        while data := stream.read(_CHUNK_BYTES):
-            yield data
+    while data := stream.read(_CHUNK_BYTES):
+        yield data
     yield tail
 
 
@@ -119,14 +148,9 @@ def _plain(name: str) -> str:
     return "".join(c if c.isprintable() and c not in '"\\' else "_" for c in name)
 
 
-def _object(response: HTTPResponse) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(response.read())
-    return value
-
-
 def _message(error: urllib.error.HTTPError) -> str:
     """Return what the server says, or the status where that is not in its envelope."""
     try:
         return str(json.loads(error.read())["error"]["message"])
-    except (ValueError, LookupError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError, OSError, HTTPException):
         return f"{error.url}: HTTP {error.code}"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from omai_ray.cli import main
+from tests.peers import peer
 
 BATCH: dict[str, Any] = {
     "id": "batch_1",
@@ -113,7 +114,7 @@ def test_results_that_break_off_are_no_results(
     """The command fails, and the file of that name stays as it was."""
     output = tmp_path / "results.jsonl"
     output.write_bytes(b"before")
-    monkeypatch.setattr("omai_ray.cli.server._object", lambda response: BATCH)
+    monkeypatch.setattr("omai_ray.cli.server.Server._object", lambda *_: BATCH)
     stub.withheld = 3
     assert 1 == main(["batch", "results", "batch_1", "-o", str(output)])
     assert "after 9 of 12 bytes" in capsys.readouterr().err
@@ -176,3 +177,57 @@ def test_what_the_server_refuses_is_said_in_its_words(
     monkeypatch.delenv("OMAI_API_KEY")
     assert 1 == main(["batch", "list"])
     assert "OMAI_API_KEY" in capsys.readouterr().err
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+NOT_OURS = [
+    (OK + b"Content-Type: text/html\r\n\r\n<html>\n</html>", False, "no object of JSON"),
+    (OK + b"\r\n[]", False, "no object of JSON"),
+    (OK + b"\r\n\xff\xfe", False, "no object of JSON"),
+    (OK + b'\r\n{"up": true}', False, "the server answers without '"),
+    (OK + b'Content-Length: 99\r\n\r\n{"id":', False, "the connection broke off: IncompleteRead"),
+    (OK + b"Transfer-Encoding: chunked\r\n\r\nx", False, "the connection broke off: "),
+    # Whether the reset overtakes the head of the answer is chance, and so which line it is.
+    (OK + b'Content-Length: 99\r\n\r\n{"id":', True, "omai-ray: "),
+    (b"HTTP/1.1 502 X\r\nContent-Length: 9\r\n\r\n<", False, ": HTTP 502"),
+    (b"SSH-2.0-OpenSSH_9.2\r\n", False, "cannot be reached: "),
+    (b"", False, "cannot be reached: "),
+    (b"", True, "cannot be reached: "),
+]
+
+
+@pytest.mark.parametrize(("answer", "resets", "line"), NOT_OURS)
+@pytest.mark.parametrize("command", ["list", "status", "cancel", "results", "submit"])
+def test_a_server_that_is_not_ours_is_told_in_one_line(
+    command: str,
+    answer: bytes,
+    resets: bool,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A page, no HTTP at all, a connection that breaks off: the status is 1."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b"{}\n")
+    arguments = {"list": [], "submit": [str(file), "--endpoint", "/v1/embeddings"]}
+    monkeypatch.setenv("OMAI_API_KEY", "omai-sk-test")
+    with peer(answer, resets=resets) as address:
+        monkeypatch.setenv("OMAI_BASE_URL", f"http://{address}/v1")
+        assert 1 == main(["batch", command, *arguments.get(command, ["batch_1"])])
+    told = capsys.readouterr().err
+    assert line in told
+    assert 1 == told.count("\n")
+
+
+@pytest.mark.parametrize("url", ["http://255.255.255.255/v1", "http://a b/v1", "http://[::1/v1"])
+def test_an_address_that_cannot_be_is_told_in_one_line(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is one that the system permits nobody to connect to."""
+    monkeypatch.setenv("OMAI_API_KEY", "omai-sk-test")
+    monkeypatch.setenv("OMAI_BASE_URL", url)
+    assert 1 == main(["batch", "list"])
+    told = capsys.readouterr().err
+    assert f"{url} cannot be reached: " in told
+    assert 1 == told.count("\n")

@@ -11,6 +11,7 @@ import pytest
 from omai_ray.cli import main
 from omai_ray.cli.scrape import Scrape, between, quantile
 from omai_ray.telemetry import metrics
+from tests.peers import peer
 
 MODEL = {metrics.MODEL: "omai-gpt-4"}
 TIERED = MODEL | {metrics.TIER: "pro"}
@@ -130,6 +131,8 @@ def test_where_nothing_runs_it_says_so_and_what_to_do(
     [
         ("http://127.0.0.1:9/metrics", "does not answer"),
         ("127.0.0.1:8080", "expected http://HOST:PORT/metrics"),
+        ("http://127.0.0.1:port/metrics", "does not answer"),
+        ("http://[::1/metrics", "does not answer"),
     ],
 )
 def test_an_endpoint_that_is_none_is_named(
@@ -140,6 +143,33 @@ def test_an_endpoint_that_is_none_is_named(
     line = capsys.readouterr().err
     assert url in line
     assert told in line
+    assert line.count("\n") == 1
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "resets", "told"),
+    [
+        (OK + b"\r\n<!doctype html>\n<html></html>\n", False, "answers, and not with metrics"),
+        (OK + b"\r\n{}", False, "answers, and not with metrics"),
+        (OK + b'\r\n{le="1e1,le=", =NaN', False, "answers, and not with metrics"),
+        (OK + b"\r\n\xff\xfe", False, "answers, and not with metrics"),
+        (OK + b"Content-Length: 99\r\n\r\na 1\n", False, "does not answer (IncompleteRead"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", False, "does not answer ("),
+        (b"", True, "does not answer ("),
+    ],
+)
+def test_an_endpoint_that_is_another_one_is_named(
+    answer: bytes, resets: bool, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dashboard, or a port that speaks no HTTP: one line."""
+    with peer(answer, resets=resets) as address:
+        assert main(["top", "--once", "--metrics-url", f"http://{address}/metrics"]) == 1
+    line = capsys.readouterr().err
+    assert f"http://{address}/metrics {told}" in line
+    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("window", ["0", "-1", "soon", "1e9"])
