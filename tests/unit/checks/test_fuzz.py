@@ -13,19 +13,9 @@ import yaml
 from deployments.checks import check_documents, ray_cluster
 from deployments.checks.documents import documents_of, read_documents
 from deployments.checks.finding import Findings
+from tests.unit.checks.test_other_files import SERVE
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVE = """
-http_options: {host: 0.0.0.0, port: 8000}
-applications:
-  - name: omai
-    import_path: deployments.app:app
-    args: {config: /etc/omai/platform.yaml}
-    deployments:
-      - name: ingress
-        autoscaling_config: {min_replicas: 1, max_replicas: 2}
-        ray_actor_options: {num_cpus: 1, label_selector: {omai-pool: ingress}}
-"""
 OTHERS = ("x", 7, float("inf"), None, ["x"], {"x": "y"}, {1: [2]})
 
 

@@ -23,7 +23,9 @@ applications:
     import_path: deployments.app:app
     args: {config: /etc/omai/platform.yaml}
     deployments:
-      - {name: ingress, autoscaling_config: {min_replicas: 1, max_replicas: 2}}
+      - name: ingress
+        autoscaling_config: {min_replicas: 1, max_replicas: 2}
+        ray_actor_options: {num_cpus: 1, label_selector: {omai-pool: ingress}}
 """
 
 
@@ -107,7 +109,7 @@ def test_gpus_that_serves_configuration_asks_for_are_held_against_the_nodes(
     """Of a deployment, by its ray_actor_options."""
     serve = tmp_path / "serve.yaml"
     serve.write_text(
-        SERVE.replace("{name: ingress,", "{name: a, ray_actor_options: {num_gpus: 4},")
+        SERVE.replace("{num_cpus: 1, label_selector: {omai-pool: ingress}}", "{num_gpus: 4}")
     )
     cluster = Path(__file__).resolve().parents[3] / "cluster.yaml"
     (only,) = check_files([serve, cluster])
