@@ -11,7 +11,7 @@ import pytest
 
 from tests.ray import multi_node
 
-PATIENCE_S = 240
+PATIENCE_S = 600
 ROOT = Path(__file__).resolve().parents[2]
 
 

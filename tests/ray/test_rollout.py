@@ -19,7 +19,7 @@ from deployments.app import build
 from deployments.chat import ChatReplica
 from omai_ray.catalog import ModelSpec
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
-from omai_ray.settings import IngressSettings
+from omai_ray.settings import BatchSettings, IngressSettings
 from tests.callers import Callers
 from tests.patience import eventually
 from tests.ray.conftest import Served
@@ -55,6 +55,7 @@ def application(served: Served, **model: Any) -> Iterator[Callable[..., None]]:
             update={
                 "models": (spec,),
                 "ingress": IngressSettings(num_cpus=0.1),
+                "batches": BatchSettings(),
                 "drain_s": 120.0,  # longer than any stream takes, on a slow machine too
             }
         )

@@ -12,6 +12,7 @@ from ray import serve
 
 from deployments.app import build
 from omai_ray.catalog import ModelSpec, Replicas
+from omai_ray.settings import BatchSettings
 from tests.ray.conftest import Served
 
 PREFIX = "/routing"
@@ -27,7 +28,7 @@ def client(served: Served) -> Iterator[httpx.Client]:
         for name, spec in (("chat", chat), ("embedding", embedding))
     )
     serve.run(
-        build(served.settings.model_copy(update={"models": models})),
+        build(served.settings.model_copy(update={"models": models, "batches": BatchSettings()})),
         name="routing",
         route_prefix=PREFIX,
     )

@@ -150,6 +150,7 @@ def test_a_download_of_a_reload_ends_with_a_signal(monkeypatch: pytest.MonkeyPat
             ended.wait()
 
     ended = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # others may have it ignored
     with socket.create_server(("127.0.0.1", 0)) as hub:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -159,6 +160,7 @@ def test_a_download_of_a_reload_ends_with_a_signal(monkeypatch: pytest.MonkeyPat
             check_models_apart([ModelSpec(name="m", task="chat", source="some/body")])
         ended.set()
         thread.join()
+    signal.signal(signal.SIGINT, before)
     assert [] == multiprocessing.active_children()
 
 
