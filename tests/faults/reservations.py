@@ -29,10 +29,8 @@ def main(state_dir: str) -> None:
     snapshot = kept(f"{actor_name(0)}-snapshot".encode())
     ray.shutdown()
     assert snapshot is not None, "the limiter has written nothing yet"
-    _, wall_s, now_s, _, reservations = pickle.loads(snapshot)
-    made = [
-        wall_s - RESERVATION_TTL_S + expires_s - now_s for _, expires_s in reservations.values()
-    ]
+    _, wall_s, now_s, (_, running, _) = pickle.loads(snapshot)
+    made = [wall_s - RESERVATION_TTL_S + expires_s - now_s for _, expires_s in running.values()]
     sys.stdout.write(json.dumps(made))
 
 

@@ -69,10 +69,11 @@ def main(minutes: float) -> bool:
             save_chat_checkpoint(root / "chat", context=2048),
             save_embedding_checkpoint(root / "embedding"),
         )
+        findings = []
         with running(root, models, LONGEST_S + minutes * MINUTE_S) as platform:
-            findings = list(soak(platform, minutes))
-    for finding in findings:
-        print("ok    " if finding.holds else "FAILED", finding.text)
+            for finding in soak(platform, minutes):
+                print("ok    " if finding.holds else "FAILED", finding.text, flush=True)
+                findings.append(finding)
     return all(finding.holds for finding in findings)
 
 
