@@ -196,6 +196,15 @@ def resources(platform: Platform) -> dict[int, dict[str, float]]:
     }
 
 
+def title(pid: int) -> str:
+    """Return what a process is called."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().split()
+    except OSError:  # it has ended
+        command = []
+    return f"{pid} ({Path(command[0]).name if command else 'ended'})"
+
+
 def growth(
     warm: dict[int, dict[str, float]], cold: dict[int, dict[str, float]]
 ) -> Iterator[Finding]:
@@ -204,7 +213,7 @@ def growth(
     yield Finding(bool(lasting), f"{len(lasting)} processes were there from the warm-up to the end")
     for name, least in LEAST.items():
         grown = [
-            f"{pid} from {warm[pid][name]:,.0f} to {cold[pid][name]:,.0f}"
+            f"{title(pid)} from {warm[pid][name]:,.0f} to {cold[pid][name]:,.0f}"
             for pid in lasting
             if cold[pid][name] - warm[pid][name] > max(GROWTH * warm[pid][name], least)
         ]
