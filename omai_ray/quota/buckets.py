@@ -6,7 +6,7 @@ import math
 import pickle
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
@@ -220,18 +220,11 @@ class InProcessBuckets:
     def _drop_expired(self, now_s: float) -> None:
         while self._charged and next(iter(self._charged.values())) <= now_s:
             self._charged.popitem(last=False)
-        while self._open:
-            reservation_id, (reservation, expires_s) = next(iter(self._open.items()))
-            if now_s < expires_s and len(self._open) < MAX_RESERVATIONS:
-                break
-            del self._open[reservation_id]
+        for reservation, expires_s in _expired(self._open, now_s):
             self._ended(reservation)
-            self._late[reservation_id] = reservation, expires_s + LATE_S
-        while self._late:
-            reservation_id, (_, expires_s) = next(iter(self._late.items()))
-            if now_s < expires_s and len(self._late) < MAX_RESERVATIONS:
-                break
-            del self._late[reservation_id]
+            self._late[reservation.reservation_id] = reservation, expires_s + LATE_S
+        for _ in _expired(self._late, now_s):
+            pass
 
     def _drop_idle(self, now_s: float) -> None:
         """Look at the longest unused pairs: a full one is the same as none."""
@@ -253,6 +246,18 @@ class InProcessBuckets:
         self._pairs.move_to_end(name)
         pair.refill(limits, now_s)
         return pair
+
+
+def _expired(
+    kept: OrderedDict[str, tuple[Reservation, float]], now_s: float
+) -> Iterator[tuple[Reservation, float]]:
+    """Take out, and yield, what has expired, and the oldest of more than there may be."""
+    while kept:
+        name, (reservation, expires_s) = next(iter(kept.items()))
+        if now_s < expires_s and len(kept) < MAX_RESERVATIONS:
+            return
+        del kept[name]
+        yield reservation, expires_s
 
 
 def tightest(states: Iterable[BucketState | None]) -> BucketState | None:
