@@ -18,7 +18,7 @@ import ray.exceptions
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
 from omai_ray.priority import give_way_to_servers
-from pipelines.engine import Engine, actor_threads
+from pipelines.engine import Engine, actor_threads, describe_engine
 from pipelines.plan import Unit
 from pipelines.run import Tick
 from pipelines.source import InputFile
@@ -109,7 +109,7 @@ class EmbedWorker:
 
 def _another(engine: Engine, settings: UnitSettings) -> str:
     """Return what is wrong with a worker's engine: its vectors would not go with the others."""
-    mine = json.loads(json.dumps(engine.provenance))
+    mine = describe_engine(engine).provenance
     theirs = settings.provenance["embedding_provenance"]
     node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     differing = sorted(key for key in mine.keys() | theirs if mine.get(key) != theirs.get(key))
