@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
+OK = b"HTTP/1.1 200 OK\r\n"
 # With it, closing sends a reset instead of an orderly end.
 _RESET = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

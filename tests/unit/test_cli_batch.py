@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from omai_ray.cli import main
-from tests.peers import peer
+from tests.peers import OK, peer
 
 BATCH: dict[str, Any] = {
     "id": "batch_1",
@@ -179,7 +179,6 @@ def test_what_the_server_refuses_is_said_in_its_words(
     assert "OMAI_API_KEY" in capsys.readouterr().err
 
 
-OK = b"HTTP/1.1 200 OK\r\n"
 NOT_OURS = [
     (OK + b"Content-Type: text/html\r\n\r\n<html>\n</html>", False, "no object of JSON"),
     (OK + b"\r\n[]", False, "no object of JSON"),

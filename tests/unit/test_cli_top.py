@@ -11,7 +11,7 @@ import pytest
 from omai_ray.cli import main
 from omai_ray.cli.scrape import Scrape, between, quantile
 from omai_ray.telemetry import metrics
-from tests.peers import peer
+from tests.peers import OK, peer
 
 MODEL = {metrics.MODEL: "omai-gpt-4"}
 TIERED = MODEL | {metrics.TIER: "pro"}
@@ -144,9 +144,6 @@ def test_an_endpoint_that_is_none_is_named(
     assert url in line
     assert told in line
     assert line.count("\n") == 1
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,18 @@ def test_a_reload_may_change_the_rest(changed: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Have a platform that only notes what is done with it, and the handlers back afterwards."""
+def handlers() -> Iterator[None]:
+    """Have the handlers of signals back afterwards."""
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(name) for name in names]
+    yield
+    for name, handler in zip(names, before, strict=True):
+        signal.signal(name, handler)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, handlers: None) -> list[str]:
+    """Have a platform that only notes what is done with it."""
     done: list[str] = []
 
     class Noting:
@@ -75,11 +85,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             done.append("stop")
 
     monkeypatch.setattr(platform, "Platform", Noting)
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(name) for name in names]
-    yield done
-    for name, handler in zip(names, handlers, strict=True):
-        signal.signal(name, handler)
+    return done
 
 
 def serve(state_dir: Path, done: list[str], on_hangup: Callable[[], None]) -> None:
@@ -139,7 +145,9 @@ def test_a_signal_between_reloads_ends_the_server(
     assert ["start", "ready http://here", "reloaded", "stop"] == served
 
 
-def test_a_download_of_a_reload_ends_with_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_of_a_reload_ends_with_a_signal(
+    monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
     """However long the hub says nothing: it goes on in no thread that would be waited for."""
     main = threading.main_thread().ident
     assert main is not None
@@ -150,7 +158,7 @@ def test_a_download_of_a_reload_ends_with_a_signal(monkeypatch: pytest.MonkeyPat
             ended.wait()
 
     ended = threading.Event()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # others may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # others may have it ignored
     with socket.create_server(("127.0.0.1", 0)) as hub:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -160,7 +168,6 @@ def test_a_download_of_a_reload_ends_with_a_signal(monkeypatch: pytest.MonkeyPat
             check_models_apart([ModelSpec(name="m", task="chat", source="some/body")])
         ended.set()
         thread.join()
-    signal.signal(signal.SIGINT, before)
     assert [] == multiprocessing.active_children()
 
 
