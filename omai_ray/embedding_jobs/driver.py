@@ -24,6 +24,7 @@ from omai_ray.errors import OMAiError, QuotaExceeded, ServerError
 from omai_ray.files.names import file_id
 from omai_ray.identity.principal import Principal
 from omai_ray.ledger import UsageLedger, UsageRecord
+from omai_ray.quota.budgets import Spend
 from omai_ray.quota.tiers import tier_of
 from omai_ray.settings import Tier
 from omai_ray.store import EmbeddingJob, File
@@ -63,7 +64,7 @@ class JobDriver(Driving[EmbeddingJob]):
         owner: Owner,
         ledger: UsageLedger,
         rules: Callable[[], JobRules],
-        require_budget: Callable[[Principal, int], Awaitable[object]],
+        require_budget: Callable[[Principal, int], Awaitable[Spend]],
         *,
         max_running: int,
         lease_s: float = LEASE_S,
@@ -85,7 +86,8 @@ class JobDriver(Driving[EmbeddingJob]):
         self._told: dict[str, Done] = {}
         self._troubles: dict[str, tuple[int, Done]] = {}
         self._files: dict[str, tuple[str, str]] = {}
-        self._at_work: dict[str, EmbeddingJob] = {}
+        self._at_work: dict[str, tuple[EmbeddingJob, Spend]] = {}
+        self._admission = asyncio.Lock()  # or two would each be refused for the other
 
     async def observe(self) -> None:
         """Tell the recorder what there is to do, and what was done."""
@@ -182,11 +184,20 @@ class JobDriver(Driving[EmbeddingJob]):
 
     async def _in_turn(self, job: EmbeddingJob) -> None:
         async with self._turns.turn(job.account_id):
-            self._at_work[job.id] = job  # until what it used is in the ledger
-            of_account = (at for at in self._at_work.values() if at.account_id == job.account_id)
-            owner = await self._owner(job.account_id, job.key_id)
-            await self._require_budget(owner, sum(at.enqueued_tokens for at in of_account))
+            async with self._admission:
+                await self._admit(job)
             await self._runner.run(job, lambda done: self._told.update({job.id: done}))
+
+    async def _admit(self, job: EmbeddingJob) -> None:
+        owner = await self._owner(job.account_id, job.key_id)
+        spend = await self._require(owner, job, job.enqueued_tokens)
+        self._at_work[job.id] = job, spend  # until what it used is in the ledger
+
+    async def _require(self, owner: Principal, job: EmbeddingJob, tokens: int) -> Spend:
+        """Raise QuotaExceeded where a job of so many tokens does not fit beside those at work."""
+        others = (at for at, _ in self._at_work.values() if at.account_id == job.account_id)
+        beside = sum(at.enqueued_tokens for at in others if at.id != job.id)
+        return await self._require_budget(owner, beside + tokens)
 
     async def _excess(self, job: EmbeddingJob) -> JobError | None:
         """Return what ends a job that embeds more than was estimated, and more than it may."""
@@ -198,7 +209,7 @@ class JobDriver(Driving[EmbeddingJob]):
             limit = tier_of(owner.tier, self._rules().tiers).batch_enqueued_tokens
             if limit is not None and tokens > limit:
                 return JobError(_EXCESS, f"The job has embedded {tokens} tokens. Limit {limit}.")
-            await self._require_budget(owner, tokens)
+            await self._require(owner, job, tokens)
         except QuotaExceeded as error:
             return JobError(_EXCESS, error.message)
         except OMAiError as error:
@@ -220,6 +231,9 @@ class JobDriver(Driving[EmbeddingJob]):
         done, joined, lost = await self._gathered(job, output, error)
         if done.tokens:
             await self._ledger.record(self._usage(job, done.tokens, now_s))
+            if job.id in self._at_work:
+                _, spend = self._at_work.pop(job.id)
+                spend(done.tokens)()
         if lost is not None and job.error is None:
             job = replace(job, error=asdict(lost))
         files = [

@@ -15,6 +15,9 @@ from omai_ray.ledger.ledger import month_of
 
 SpentIn = Callable[[str, str], Coroutine[Any, Any, int]]
 
+# To be called with the tokens that were used; gives what to call once the ledger has them.
+Spend = Callable[[int], Callable[[], None]]
+
 
 @dataclass(slots=True, eq=False)
 class _Use:
@@ -44,13 +47,10 @@ class MonthlyBudgets:
         self._spent = Lookups(self._load, time.monotonic, ttl_s, answer_s=answer_s)
         self._uses: dict[str, list[_Use]] = {}
 
-    async def require(
-        self, principal: Principal, tokens: int
-    ) -> Callable[[int], Callable[[], None]]:
+    async def require(self, principal: Principal, tokens: int) -> Spend:
         """Raise QuotaExceeded where a request of so many tokens does not fit.
 
-        Returns what to call with the tokens that it has used, which returns what to call once the
-        ledger has them. They belong to the month in which the request was admitted.
+        What it uses belongs to the month in which it was admitted.
         """
         budget = principal.monthly_tokens
         if budget is None:

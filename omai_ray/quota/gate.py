@@ -11,7 +11,7 @@ from typing import Any
 
 from omai_ray.errors import RateLimited
 from omai_ray.identity.principal import Principal
-from omai_ray.quota.budgets import MonthlyBudgets
+from omai_ray.quota.budgets import MonthlyBudgets, Spend
 from omai_ray.quota.durations import go_duration
 from omai_ray.quota.protocol import (
     BUSY_S,
@@ -42,7 +42,7 @@ class Permit:
         limiter: Limiter,
         reservation: Reservation,
         headers: Mapping[str, str],
-        count: Callable[[int], Callable[[], None]],
+        count: Spend,
     ) -> None:
         self.headers = dict(headers)
         self._recorded: Callable[[], None] | None = None

@@ -11,6 +11,8 @@ from omai_ray.embedding_jobs.jobs import MAX_UNFINISHED
 from omai_ray.embedding_jobs.queue import Done
 from omai_ray.embedding_jobs.runner import Refused
 from omai_ray.errors import InvalidRequest, NotFound, Overloaded, ServerError
+from omai_ray.identity.directory import Directory
+from omai_ray.identity.principal import Principal
 from omai_ray.store import EmbeddingJob
 from omai_ray.store.tables import accounts
 from omai_ray.telemetry import metrics
@@ -394,9 +396,19 @@ async def test_what_there_is_is_told_to_the_recorder(world: World) -> None:
 
 @pytest.mark.parametrize("max_running", [1, 2])
 async def test_jobs_that_fit_alone_but_not_together_do_not_exceed_the_budget(
-    world: World, max_running: int
+    world: World, max_running: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is looked at again when its turn comes, whether others are at work or have ended."""
+    """Each is looked at again when its turn comes, whether others are at work or have ended.
+
+    The directory takes its time, so that jobs which may run at once are looked at together.
+    """
+    owner = Directory.owner
+
+    async def slow_owner(*of: Any) -> Principal:
+        await asyncio.sleep(0.05)
+        return await owner(*of)
+
+    monkeypatch.setattr(Directory, "owner", slow_owner)
     await world.open_account("poor", monthly_tokens=150)
     jobs = [await world.submit(account="poor") for _ in range(3)]
     await world.drive(world.driver(max_running=max_running))
