@@ -45,12 +45,19 @@ VICTIMS = {
     "batch worker": r"^ray::BatchWorker",
 }
 MINUTE_S = 60.0
-WARM_UP_SHARE = 0.4
+# A replica's memory grows for its first minutes: pages of its cache, and what malloc keeps.
+WARM_UP_MINUTES, WARM_UP_SHARE = 8.0, 0.4
 GROWTH = 0.05
+# Ray's log monitor keeps the files of workers that have ended open, and closes them all at 200.
+BOUNDED = {("log_monitor.py", "files"): 256}
 # Below these, 5 % is less than what a process takes and gives back while it works.
 LEAST = {"files": 8, "threads": 8, "bytes": 16 * 2**20}
 SAMPLES = 10
 SNAPSHOT_S = 3.0
+
+
+Resources = dict[int, dict[str, float]]
+"""What processes hold, by their ids."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,11 @@ def soak(platform: Platform, minutes: float) -> Iterator[Finding]:
     killed: Counter[str] = Counter()
     rng = random.Random(1)
     begun = time.monotonic()
-    warm: dict[int, dict[str, float]] = {}
+    warm_up = min(WARM_UP_MINUTES, WARM_UP_SHARE * minutes)
+    seen: list[Resources] = []
     with Traffic(platform.served, key, *WAYS) as traffic:
         for minute in range(1, int(minutes)):
-            if not warm and minute > WARM_UP_SHARE * minutes:
-                warm = resources(platform)
+            seen.append(resources(platform))
             kind = rng.choice(list(VICTIMS))
             kill(platform, VICTIMS[kind], rng)
             killed[kind] += 1
@@ -95,7 +102,7 @@ def soak(platform: Platform, minutes: float) -> Iterator[Finding]:
             eventually(platform.is_ready)
             time.sleep(max(0.0, begun + minute * MINUTE_S - time.monotonic()))
         calm_s, failed = time.time(), len(traffic.failures)
-        cold = resources(platform)
+        seen.append(resources(platform))
         time.sleep(max(0.0, begun + minutes * MINUTE_S - time.monotonic()))
     print(f"end: {told(traffic)}", flush=True)
     time.sleep(SNAPSHOT_S)
@@ -106,7 +113,7 @@ def soak(platform: Platform, minutes: float) -> Iterator[Finding]:
     )
     yield from balance(platform, account, traffic, killed)
     yield from held(platform, calm_s, len(traffic.failures) + traffic.left)
-    yield from growth(warm, cold)
+    yield from growth(seen, round(warm_up))
 
 
 def told(traffic: Traffic) -> str:
@@ -173,7 +180,7 @@ def held(platform: Platform, calm_s: float, cut_off: int) -> Iterator[Finding]:
     )
 
 
-def resources(platform: Platform) -> dict[int, dict[str, float]]:
+def resources(platform: Platform) -> Resources:
     """Return what each process holds, as the median of some seconds."""
     samples: dict[int, list[dict[str, int]]] = {}
     for _ in range(SAMPLES):
@@ -201,21 +208,28 @@ def title(pid: int) -> str:
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().split()
     except OSError:  # it has ended
-        command = []
-    return f"{pid} ({Path(command[0]).name if command else 'ended'})"
+        return "ended"
+    scripts = [word for word in command if word.endswith(".py")]
+    return Path((scripts or command)[0]).name
 
 
-def growth(
-    warm: dict[int, dict[str, float]], cold: dict[int, dict[str, float]]
-) -> Iterator[Finding]:
-    """Compare what the processes hold that were there all the time."""
-    lasting = sorted(warm.keys() & cold.keys())
-    yield Finding(bool(lasting), f"{len(lasting)} processes were there from the warm-up to the end")
+def growth(seen: list[Resources], warm_up: int) -> Iterator[Finding]:
+    """Compare what processes hold at the end with what they held after their first minutes.
+
+    seen: by the minute. A process counts that was there for longer than the warm-up.
+    """
+    end = seen[-1]
+    since = {pid: min(at for at, held in enumerate(seen) if pid in held) for pid in end}
+    warm = {
+        pid: seen[at + warm_up][pid] for pid, at in since.items() if at + warm_up < len(seen) - 1
+    }
+    yield Finding(bool(warm), f"{len(warm)} processes were there for over {warm_up + 1} minutes")
     for name, least in LEAST.items():
         grown = [
-            f"{title(pid)} from {warm[pid][name]:,.0f} to {cold[pid][name]:,.0f}"
-            for pid in lasting
-            if cold[pid][name] - warm[pid][name] > max(GROWTH * warm[pid][name], least)
+            f"{title(pid)} ({pid}) from {held[name]:,.0f} to {end[pid][name]:,.0f}"
+            for pid, held in sorted(warm.items())
+            if end[pid][name] - held[name] > max(GROWTH * held[name], least)
+            and end[pid][name] > BOUNDED.get((title(pid), name), 0)
         ]
         yield Finding(not grown, f"{name} that grew: {', '.join(grown) or 'of none'}")
 
