@@ -28,6 +28,7 @@ from omai_ray.settings import Settings
 from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.telemetry.recorder import Recorder
+from pipelines.free_nodes import free_nodes
 
 _RESTART_S = 5.0
 _LOOK_S, _LOOKS = 10.0, 3
@@ -219,14 +220,16 @@ class PooledExecutor:
         return self._pools[work.key][1]
 
     async def _make_room(self, work: Work, pool: WorkerPool) -> None:
-        """Have other work's workers end where the cluster has not enough free for one more.
+        """Have other work's workers end where no node has enough free for one more.
 
         Idle ones end at once; busy ones with their units, where what all hold is enough.
         """
-        free = await asyncio.to_thread(ray.available_resources)
-        short = {name: amount - free.get(name, 0.0) for name, amount in _reserved(work).items()}
-        if all(amount <= 0 for amount in short.values()):
+        needed = _reserved(work)
+        nodes = await asyncio.to_thread(free_nodes, work.options)
+        if any(all(node.get(name, 0.0) >= needed[name] for name in needed) for node in nodes):
             return
+        free = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
+        short = {name: needed[name] - free[name] for name in needed}
         others = [entry for key, entry in self._pools.items() if key != work.key]
         for name in short:
             short[name] -= sum(len(each) * _reserved(other)[name] for other, each in others)

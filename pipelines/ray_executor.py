@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private.state import available_resources_per_node
 
-from omai_ray.catalog import ModelSpec, may_be_on
+from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.errors import RunFailed, brief
+from pipelines.free_nodes import free_nodes
 from pipelines.job import EmbedJob
 from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit
@@ -54,7 +54,7 @@ class RayExecutor:
             own = self._joined and self._job.address is None
             if own:  # one node, and it is this machine
                 self._reserved.pop("label_selector", None)
-            self._pool = size_pool(self._job, _free(self._reserved), own=own)
+            self._pool = size_pool(self._job, free_nodes(self._reserved), own=own)
             self.actors = self._pool.most
         except OMAiError:
             self.__exit__(None, None, None)
@@ -120,17 +120,6 @@ class RayExecutor:
             fn_constructor_args=(self._job.engine_factory, model, settings, board),
             **self._reserved,
         )
-
-
-def _free(reserved: dict[str, Any]) -> list[dict[str, float]]:
-    """Return what is free on each node that an actor may be on."""
-    wanted = reserved.get("label_selector", {})
-    free = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return [
-        free.get(node["NodeID"], {})
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and may_be_on(node["Labels"], wanted)
-    ]
 
 
 def actor_strategy(pool: PoolSize) -> Any:

@@ -13,12 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from tests.programs import require_program
 from tests.ray.conftest import Served
 from tests.snippets import NOT_RUN, PROGRAMS, ROOT, Snippet, snippets
 
-PATIENCE_S = 150.0
+PATIENCE_S = 400.0
+ANIMAL = "A quick brown fox"
 PASSWORD = "correct horse battery"
 PROGRAM_PACKAGES = {"curl": "curl", "node": "nodejs", "sqlite3": "sqlite3"}
 REPOSITORY = ("cluster.yaml", "deployments", "examples")
@@ -38,6 +40,7 @@ SHOWN = {
     ],
     "docs/accounts.md": ['"value":"omai-sk-', "account.create"],
     "docs/api.md": ['"relevance_score":'],
+    "docs/bulk.md": [f"'text': '{ANIMAL}'"],
     "docs/files-and-batches.md": ['"id":"embjob_'],
     "docs/operations.md": ['"check": "database"'],
 }
@@ -96,6 +99,9 @@ def furnish(folder: Path, page: str, served: Served) -> None:
     request = {"custom_id": "a", "method": "POST", "url": url, "body": body}
     (folder / "input.jsonl").write_text(json.dumps(request), encoding="utf-8")
     pq.write_table(pa.table({"text": ["A fox", "A dog"]}), folder / "docs.parquet")
+    (folder / "IN").mkdir()
+    rows = {"title": ["Foxes", "Dogs"], "body": [ANIMAL, "A dog"], "year": [2025, 2026]}
+    pq.write_table(pa.table({**rows, "text": rows["body"]}), folder / "IN/animals.parquet")
     models = [
         spec.model_dump(include={"name", "task", "source"}) for spec in served.settings.models
     ]
@@ -141,6 +147,7 @@ def test_a_page_works_as_pasted(page: str, served: Served, tmp_path: Path) -> No
         "OMAI_CONFIG": str(tmp_path / "settings.yaml"),
         "OMAI_API_KEY": key,
         "OMAI_BASE_URL": f"{served.url}/v1",
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "TEST_PASSWORD": PASSWORD,
     }
     if page in ("README.md", "docs/accounts.md"):  # whose commands are of the server's accounts
