@@ -23,12 +23,12 @@ from deployments.metrics import export
 from omai_ray.batches.driver import Driver, Rules
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError, Overloaded
+from omai_ray.free_nodes import free_nodes
 from omai_ray.identity.directory import Directory
 from omai_ray.settings import Settings
 from omai_ray.store import Batch, BatchUnit
 from omai_ray.telemetry.logs import configure_logs
 from omai_ray.telemetry.recorder import Recorder
-from pipelines.free_nodes import free_nodes
 
 _RESTART_S = 5.0
 _LOOK_S, _LOOKS = 10.0, 3

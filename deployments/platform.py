@@ -69,7 +69,8 @@ def check_port(host: str, port: int) -> int:
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {error.strerror}; "
-                "choose another with --port (0 takes any free one) or --host"
+                "choose another `port` (OMAI_PORT, or --port of serve; 0 takes any free one), "
+                "or another `host`"
             ) from error
         return int(probe.getsockname()[1])
 

@@ -257,8 +257,10 @@ def main() -> int:
         show_embedding(api)
         show_rate_limit(args.port)
         show_bulk()
-        show_addresses(args.port)
-        if not args.exit:
+        if args.exit:
+            print(f"\n   The vectors are in {VECTORS}. Without --exit (EXIT=1) the server stays.")
+        else:
+            show_addresses(args.port)
             print("\n   Serving until Ctrl-C.", flush=True)
             server.wait()
     except KeyboardInterrupt:

@@ -149,7 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"search: {error.message}\n")
         return 1
     hits = search(files, output, embed_query(engine, args.query), args.top)
-    show(hits, facts)
+    try:
+        show(hits, facts)
+    except BrokenPipeError:  # whoever reads has seen enough
+        return 141
     return 0
 
 

@@ -256,7 +256,10 @@ class Catalog:
         """Return the model called `name`; raise ModelNotFound, naming what is wrong."""
         spec = self.models.get(self.aliases.get(name, name))
         if spec is None:
-            raise ModelNotFound(f"The model '{name}' does not exist.", param="model")
+            raise ModelNotFound(
+                f"The model '{name}' does not exist; GET /v1/models lists those that do.",
+                param="model",
+            )
         if task is not None and spec.task != task:
             raise ModelNotFound(
                 f"The model '{name}' does {spec.task}, not {task}: use another endpoint.",

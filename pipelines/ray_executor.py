@@ -15,9 +15,9 @@ import ray.exceptions
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
+from omai_ray.free_nodes import free_nodes
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.errors import RunFailed, brief
-from pipelines.free_nodes import free_nodes
 from pipelines.job import EmbedJob
 from pipelines.job_metrics import JobMetrics
 from pipelines.plan import Unit

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -84,7 +84,8 @@ from omai_ray.telemetry.recorder import Recorder
 
 _STATIC_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PUBLIC_PATHS = frozenset(
-    {*openapi.PUBLIC, "/openapi.json", "/docs"} | {f"/docs/static/{name}" for name in _STATIC_FILES}
+    {*openapi.PUBLIC, "/", "/openapi.json", "/docs"}
+    | {f"/docs/static/{name}" for name in _STATIC_FILES}
 )
 # What a page of another origin may read.
 _EXPOSED = (
@@ -289,6 +290,9 @@ def _add_operations(app: FastAPI, services: Services) -> None:
     async def schema(_: Request) -> Response:
         return JsonBytes(openapi.document(app))
 
+    async def to_docs(_: Request) -> Response:
+        return RedirectResponse("/docs")
+
     async def docs(_: Request) -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -299,6 +303,7 @@ def _add_operations(app: FastAPI, services: Services) -> None:
         )
 
     app.add_api_route("/openapi.json", schema, include_in_schema=False, response_model=None)
+    app.add_api_route("/", to_docs, include_in_schema=False, response_model=None)
     app.add_api_route("/docs", docs, include_in_schema=False, response_model=None)
     app.mount("/docs/static", StaticFiles(directory=_static_directory()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class EmbeddingsEndpoint:
             served.tokenizer.context,
             truncate=served.spec.truncate,
             param="input",
-            what="input",
+            name=lambda index: "input" if isinstance(body.input, str) else f"input[{index}]",
         )
         inputs = [served.tokenizer.shorten(ids) for ids in inputs]
         vectors = await embed_admitted(
@@ -77,20 +77,21 @@ def check_tokens(
     *,
     truncate: bool,
     param: str | None,
-    what: str,
+    name: Callable[[int], str],
 ) -> None:
     """Raise ContextTooLong, or InvalidRequest for too many tokens in all.
 
-    truncate: what is over-long will be shortened. param: the field that has the inputs; what: one
-    of them is called in messages.
+    truncate: what is over-long will be shortened. param: the field that has all the inputs;
+    name: what one of them is called in the request, as `input[1]`.
     """
     lengths = [len(ids) for ids in inputs]
     longest = max(lengths)
     if longest > context and not truncate:
+        named = name(lengths.index(longest))
         raise ContextTooLong(
             f"This model's maximum context length is {context} tokens, however you requested "
-            f"{longest} tokens in {what} {lengths.index(longest)}. Please reduce it.",
-            param=param,
+            f"{longest} tokens in {named}. Please reduce it.",
+            param=named.partition("[")[0],
         )
     total = sum(min(length, context) for length in lengths)
     if total > MAX_REQUEST_TOKENS:

@@ -62,7 +62,10 @@ def render_error(error: OMAiError) -> Response:
 
 def unknown_url(scope: Scope) -> NotFound:
     """Return what a path that leads nowhere is answered with."""
-    return NotFound(f"Invalid URL ({scope['method']} {scope['path'][:200]})", code="unknown_url")
+    message = f"Invalid URL ({scope['method']} {scope['path'][:200]})"
+    if not scope["path"].startswith("/v1/") or scope["path"].startswith("/v1/v1/"):
+        message += ". The API is below /v1: a client's base URL ends in /v1"
+    return NotFound(message, code="unknown_url")
 
 
 def internal_error() -> ServerError:

@@ -28,6 +28,8 @@ from omai_ray.errors import ContextTooLong, InvalidRequest, ModelNotFound
 
 Served = ServedEmbedding | ServedRerank
 Scores = npt.NDArray[np.float32]
+Names = Callable[[int], str]
+"""What the request calls a text, by its place among the firsts and then the seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class RelevanceRoutes:
         """Answer POST /v1/rerank."""
         body = await read_body(request, RerankRequest)
         served = self._served(request, body.model)
-        scores, tokens = await self._score(request, served, [body.query], body.documents)
+        scores, tokens = await self._score(
+            request, served, [body.query], body.documents, body.name_of
+        )
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         results = [{"index": index, "relevance_score": float(scores[index])} for index in order]
         if body.return_documents is not False:
@@ -68,7 +72,7 @@ class RelevanceRoutes:
         """Answer POST /v1/score."""
         body = await read_body(request, ScoreRequest)
         served = self._served(request, body.model)
-        scores, tokens = await self._score(request, served, body.firsts, body.seconds)
+        scores, tokens = await self._score(request, served, body.firsts, body.seconds, body.name_of)
         data = [
             {"index": index, "object": "score", "score": score}
             for index, score in enumerate(scores.tolist())
@@ -87,7 +91,12 @@ class RelevanceRoutes:
         return served
 
     async def _score(
-        self, request: Request, served: Served, firsts: Sequence[str], seconds: Sequence[str]
+        self,
+        request: Request,
+        served: Served,
+        firsts: Sequence[str],
+        seconds: Sequence[str],
+        name: Names,
     ) -> tuple[Scores, int]:
         """Return each pair's score, and the tokens that were read."""
         if len(firsts) + len(seconds) > MAX_INPUTS:
@@ -95,42 +104,54 @@ class RelevanceRoutes:
                 f"A request has at most {MAX_INPUTS} texts, but got {len(firsts) + len(seconds)}."
             )
         characters = sum(map(len, seconds)) + len(firsts[0]) * len(seconds)
-        comparison = await inline_or_thread(characters, _compare, served, firsts, seconds)
+        comparison = await inline_or_thread(characters, _compare, served, firsts, seconds, name)
         vectors = await embed_admitted(
             request, self._accountant, served.spec, served.backend, comparison.inputs
         )
         return comparison.scores(vectors), comparison.tokens
 
 
-def _compare(served: Served, firsts: Sequence[str], seconds: Sequence[str]) -> _Comparison:
+def _compare(
+    served: Served, firsts: Sequence[str], seconds: Sequence[str], name: Names
+) -> _Comparison:
     if isinstance(served, ServedRerank):
-        return _compare_pairs(served, firsts, seconds)
-    return _compare_vectors(served, firsts, seconds)
+        return _compare_pairs(served, firsts, seconds, name)
+    return _compare_vectors(served, firsts, seconds, name)
 
 
 def _compare_pairs(
-    served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str]
+    served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str], name: Names
 ) -> _Comparison:
     tokenizer = served.tokenizer
-    _check_queries(served, firsts, seconds)
+    _check_queries(served, firsts, seconds, name)
     if len(firsts) == 1:
         inputs = tokenizer.encode_pairs(firsts[0], seconds)
     else:
         pairs = zip(firsts, seconds, strict=True)
         inputs = [ids for pair in pairs for ids in tokenizer.encode_pairs(pair[0], [pair[1]])]
-    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, param=None, what="pair")
+    check_tokens(
+        inputs,
+        tokenizer.context,
+        truncate=served.spec.truncate,
+        param=None,
+        name=lambda pair: f"{name(len(firsts) + pair)} with what it is compared with",
+    )
     return _Comparison(
         [tokenizer.shorten_pair(ids) for ids in inputs], lambda vectors: vectors[:, 0]
     )
 
 
-def _check_queries(served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str]) -> None:
+def _check_queries(
+    served: ServedRerank, firsts: Sequence[str], seconds: Sequence[str], name: Names
+) -> None:
     """Raise for queries that no document fits beside, before each is copied for every document."""
     counted = [len(ids) for ids in served.tokenizer.text.encode_batch(firsts, special_tokens=True)]
     if max(counted) > served.tokenizer.context:
+        named = name(counted.index(max(counted)))
         raise ContextTooLong(
             f"This model's maximum context length is {served.tokenizer.context} tokens, however "
-            f"text {counted.index(max(counted))} alone has {max(counted)}. Please reduce it."
+            f"{named} alone has {max(counted)}. Please reduce it.",
+            param=named.partition("[")[0],
         )
     total = sum(counted) * (len(seconds) if len(firsts) == 1 else 1)
     if total > MAX_REQUEST_TOKENS:
@@ -138,11 +159,11 @@ def _check_queries(served: ServedRerank, firsts: Sequence[str], seconds: Sequenc
 
 
 def _compare_vectors(
-    served: ServedEmbedding, firsts: Sequence[str], seconds: Sequence[str]
+    served: ServedEmbedding, firsts: Sequence[str], seconds: Sequence[str], name: Names
 ) -> _Comparison:
     tokenizer = served.tokenizer
     inputs = tokenizer.encode([*firsts, *seconds])
-    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, param=None, what="text")
+    check_tokens(inputs, tokenizer.context, truncate=served.spec.truncate, param=None, name=name)
 
     def scores(vectors: Vectors) -> Scores:
         units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

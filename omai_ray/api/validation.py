@@ -231,6 +231,12 @@ def _choice(problem: ErrorDetails, param: str) -> tuple[str, str]:
     return message, "invalid_value"
 
 
+def _pattern(problem: ErrorDetails, param: str) -> tuple[str, str]:
+    expected = f"Expected a string of the pattern {problem['ctx']['pattern']}"
+    message = f"Invalid '{param}': {expected}, but got {_shown(problem['input'])} instead."
+    return message, "invalid_value"
+
+
 _WORDINGS: dict[str, Callable[[ErrorDetails, str], tuple[str, str]]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
@@ -242,6 +248,7 @@ _WORDINGS: dict[str, Callable[[ErrorDetails, str], tuple[str, str]]] = {
     "too_long": _length("array", "max_length", "above_max"),
     "too_short": _length("array", "min_length", "below_min"),
     "string_too_long": _length("string", "max_length", "above_max"),
+    "string_pattern_mismatch": _pattern,
     "string_too_short": _length("string", "min_length", "below_min"),
 }
 

@@ -155,7 +155,7 @@ async def hold_input(
 
     field: of the request, that names the file. user: what errors call what takes it.
     """
-    held = await files.hold(connection, account_id, file)
+    held = await files.hold(connection, account_id, file, field)
     if held.purpose != purpose:
         raise InvalidRequest(
             f"Invalid '{field}': the file's purpose is '{held.purpose}'; {user} "

@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # such as a full disk behind the standard output
+        print(f"omai-ray: {error}", file=sys.stderr)
+        return 1
     return status
 
 

@@ -14,6 +14,7 @@ from omai_ray.batches.lines import ENDPOINTS
 from omai_ray.cli.common import Commands, add_json, date, group, show
 from omai_ray.cli.server import Server
 from omai_ray.errors import ConfigError
+from omai_ray.files.files import MAX_LIFE_S, MIN_LIFE_S
 
 _TOGETHER = 100
 
@@ -25,14 +26,20 @@ def add(commands: Commands) -> None:
         "batch",
         "submit files of requests to a server (OMAI_BASE_URL, OMAI_API_KEY), fetch the answers",
     )
-    submit = batch.add_parser("submit", help="upload a JSONL file of requests, and run it")
+    submit = batch.add_parser(
+        "submit",
+        help="upload a JSONL file of requests, and run it",
+        description="Upload FILE, and have its requests answered. Each of its lines is JSON: "
+        'custom_id, method ("POST"), url (as --endpoint) and body. Prints the batch\'s ID.',
+    )
     submit.set_defaults(run=_submit)
     submit.add_argument("file", type=Path, metavar="FILE")
     submit.add_argument("--endpoint", required=True, choices=ENDPOINTS)
     submit.add_argument("--metadata", action="append", default=[], type=_pair, metavar="KEY=VALUE",
         help="kept with the batch; may be repeated")  # fmt: skip
     submit.add_argument("--keep-results", type=int, metavar="SECONDS",
-        help="for how long the files with the answers are kept (default: for ever)")  # fmt: skip
+        help="keep the files with the answers for so long, "
+        f"{MIN_LIFE_S:,} to {MAX_LIFE_S:,} (default: for ever)")  # fmt: skip
     listing = batch.add_parser("list", help="list batches, the newest first")
     listing.set_defaults(run=_list)
     listing.add_argument("--limit", type=int, default=20, metavar="N", help="at most (default: 20)")
@@ -48,7 +55,7 @@ def add(commands: Commands) -> None:
         help="instead of the standard output")  # fmt: skip
     results.add_argument("--errors", action="store_true", help="the requests that failed, alone")
     for parser in (status, cancel, results):
-        parser.add_argument("batch", metavar="ID")
+        parser.add_argument("batch", metavar="ID", help="as submit printed it, and list shows")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -59,6 +66,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    kept_s = args.keep_results
+    if kept_s is not None and not MIN_LIFE_S <= kept_s <= MAX_LIFE_S:
+        limits = f"{MIN_LIFE_S} to {MAX_LIFE_S} seconds"
+        raise ConfigError(f"--keep-results: expected {limits}, got {kept_s}")
     server = Server()
     file = server.upload(args.file, "batch")
     body: dict[str, Any] = {
@@ -68,8 +79,8 @@ def _submit(args: argparse.Namespace) -> int:
     }
     if args.metadata:
         body["metadata"] = dict(args.metadata)
-    if args.keep_results is not None:
-        body["output_expires_after"] = {"anchor": "created_at", "seconds": args.keep_results}
+    if kept_s is not None:
+        body["output_expires_after"] = {"anchor": "created_at", "seconds": kept_s}
     print(server.post("/batches", body)["id"])
     return 0
 
@@ -108,14 +119,19 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> int:
-    """Write the files; the status is 1 where the batch has not ended."""
+    """Write the files; the status is 1 where the batch has not ended, or has none."""
     server = Server()
     batch = server.get(f"/batches/{_id(args.batch)}")
     if batch["status"] not in ("completed", "failed", "expired", "cancelled"):
         raise ConfigError(f"{batch['id']} is {batch['status']}: its results are not there yet")
     kinds = ("error",) if args.errors else ("output", "error")
-    files = [batch[f"{kind}_file_id"] for kind in kinds]
-    contents = (data for file in filter(None, files) for data in server.content(file))
+    files = [file for kind in kinds if (file := batch[f"{kind}_file_id"])]
+    if not files and not args.errors:
+        raise ConfigError(
+            f"{batch['id']} is {batch['status']} and has no results: "
+            f"`omai-ray batch status {batch['id']}` says why"
+        )
+    contents = (data for file in files for data in server.content(file))
     if args.output is not None:
         _write_whole(args.output, contents)
         return 0

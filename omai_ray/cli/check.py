@@ -28,5 +28,5 @@ def _check(args: argparse.Namespace) -> int:
     for finding in findings:
         print(finding)
     if not findings:
-        print(f"{len(args.files)} files: nothing found")
+        print(f"no mistakes found; files read: {len(args.files)}")
     return 1 if findings else 0

@@ -66,7 +66,8 @@ def add_state_dir(parser: argparse.ArgumentParser) -> None:
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help="where accounts, keys and usage are kept (default: ~/.local/state/omai-ray)",
+        help="where accounts, keys and usage are kept "
+        "(default: OMAI_STATE_DIR, or ~/.local/state/omai-ray)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -147,7 +148,7 @@ def _audit(args: argparse.Namespace) -> int:
             "outcome": entry.outcome,
             "source": entry.source,
             "request_id": entry.request_id,
-            "details": entry.details,
+            "details": entry.details if args.json else json.dumps(entry.details),
         }
         for entry in with_administration(args, read)
     ]

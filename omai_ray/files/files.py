@@ -143,10 +143,13 @@ class Files:
             _log.error("%s has a row and no content", file.id)
             raise _not_found(file.id) from None
 
-    async def hold(self, connection: AsyncConnection, account_id: str, file: str) -> File:
+    async def hold(
+        self, connection: AsyncConnection, account_id: str, file: str, field: str = "id"
+    ) -> File:
         """Return an account's file, kept from deletion and expiry until `release`.
 
-        Done in the caller's transaction, so that what uses the file is there just when it is held.
+        field: of the request, that names it. Done in the caller's transaction, so that what uses
+        the file is there just when it is held.
         """
         if is_file_id(file):
             held = update(files).where(*self._own(account_id, file))
@@ -154,7 +157,7 @@ class Files:
             row = (await connection.execute(held.returning(files))).mappings().first()
             if row is not None:
                 return File.from_row(row)
-        raise _not_found(file)
+        raise _not_found(file, field)
 
     async def release(self, connection: AsyncConnection, file: str) -> None:
         """End what `hold` began, in the transaction in which the file's use ends."""
@@ -261,5 +264,5 @@ def _require_room(wanted: int, quota_bytes: int | None) -> None:
         )
 
 
-def _not_found(file: str) -> NotFound:
-    return NotFound(f"No such File object: {shown(file)}", param="id")
+def _not_found(file: str, param: str = "id") -> NotFound:
+    return NotFound(f"No such File object: {shown(file)}", param=param)

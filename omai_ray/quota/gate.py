@@ -111,6 +111,13 @@ class Gate:
             raise
 
 
+# OpenAI's sentence, and where the number comes from.
+_REDUCE = (
+    " The input or output tokens must be reduced in order to run successfully: an answer counts "
+    "with its max_tokens, or with what is usual where there is none."
+)
+
+
 def _claims(principal: Principal, of_account: Limits) -> tuple[Claim, ...]:
     of_key = Limits(principal.requests_per_minute, principal.tokens_per_minute)
     claims = (
@@ -133,6 +140,8 @@ def _refused(
     wait_s = decision.retry_after_s
     if wait_s is None:
         message = f"Request too large for {where}, Requested {requested}."
+        if limited == "tokens":
+            message += _REDUCE
         headers["x-should-retry"] = "false"
         return RateLimited(message, limited=limited, headers=headers)
     headers["Retry-After"] = str(max(1, math.ceil(wait_s)))

@@ -27,6 +27,7 @@ def tier_of(tier: str, tiers: Mapping[str, Tier]) -> Tier:
     if found is None:
         _log.error("tier %r is not configured (there are: %s)", tier, ", ".join(tiers))
         raise PermissionDenied(
-            f"The account's tier '{tier}' is not configured. Please contact the administrator."
+            f"The account's tier '{tier}' is not configured. Please contact the administrator, who "
+            "can add it to `tiers` or give the account another."
         )
     return found

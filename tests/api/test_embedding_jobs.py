@@ -159,8 +159,8 @@ async def test_another_accounts_place_is_refused(api: Api, owner: tuple[str, Hea
         ({"model": ...}, 400, "model", "model"),
         ({"model": CHAT}, 404, "model", CHAT),
         ({"model": "nothing"}, 404, "model", "nothing"),
-        ({"input_file": "file-" + "0" * 31}, 404, "id", "No such File"),
-        ({"input_file": "../../etc/passwd"}, 404, "id", "No such File"),
+        ({"input_file": "file-" + "0" * 31}, 404, "input_file", "No such File"),
+        ({"input_file": "../../etc/passwd"}, 404, "input_file", "No such File"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_done_is_refused_by_its_field(

@@ -113,7 +113,7 @@ async def test_an_input_above_the_context_names_both_numbers(api: Api) -> None:
     )
     message = response.json()["error"]["message"]
     assert f"maximum context length is {api.embedder.context} tokens" in message
-    assert f"{len(ids)} tokens in input 1" in message
+    assert f"{len(ids)} tokens in input[1]" in message
 
 
 @pytest.mark.parametrize("fields", [{"dimensions": 8}, {"dimensions": 1}])
@@ -187,7 +187,7 @@ async def test_a_request_above_the_sum_of_tokens_is_refused(api: Api) -> None:
             served.tokenizer.context,
             truncate=False,
             param="input",
-            what="input",
+            name=str,
         )
 
 

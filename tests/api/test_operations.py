@@ -150,7 +150,8 @@ async def test_the_documents_examples_are_served(api: Api) -> None:
 
 
 async def test_the_documentation_page_needs_no_network(api: Api) -> None:
-    """Every file that it loads is served here, without credentials."""
+    """Every file that it loads is served here, without credentials; `/` leads to it."""
+    assert "/docs" == (await api.client.get("/")).headers["location"]
     page = await api.client.get("/docs")
     assert page.status_code == 200
     assert not re.findall(r"""["'(](?:https?:)?//""", page.text)

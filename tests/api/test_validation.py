@@ -331,7 +331,7 @@ async def test_a_chunked_body_is_refused_at_the_byte_that_is_too_many(api: Api) 
     [
         ("GET", "/v1/nothing", 404, "unknown_url"),
         ("POST", "/v2/chat/completions", 404, "unknown_url"),
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/models", 404, "unknown_url"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/embeddings", 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),

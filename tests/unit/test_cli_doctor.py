@@ -155,7 +155,7 @@ def test_what_a_missing_package_keeps_from_being_checked_fails(
 def test_only_a_port_in_use_has_a_listener_to_end() -> None:
     """Else the operating system's own words say what is wrong."""
     finding = diagnosis.check_port("192.0.2.1", 0)
-    fails(finding, "Cannot assign requested address", "--host")
+    fails(finding, "Cannot assign requested address", "another `host`")
     assert "end what listens" not in (finding.remedy or "")
 
 

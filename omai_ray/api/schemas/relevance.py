@@ -25,6 +25,10 @@ class RerankRequest(RequestBody):
     return_documents: bool | None = None
     user: str | None = None
 
+    def name_of(self, index: int) -> str:
+        """Return what a text is called here, by its place among the query and the documents."""
+        return f"documents[{index - 1}]" if index else "query"
+
 
 class RankedDocument(BaseModel):
     """A document as it was given."""
@@ -77,6 +81,15 @@ class ScoreRequest(RequestBody):
     def seconds(self) -> list[str]:
         """The texts that they are compared with."""
         return [self.text_2] if isinstance(self.text_2, str) else self.text_2
+
+    def name_of(self, index: int) -> str:
+        """Return what a text is called here, by its place among the firsts and then the seconds."""
+        count = len(self.firsts)
+        of_firsts = index < count
+        field = "text_1" if of_firsts else "text_2"
+        if isinstance(self.text_1 if of_firsts else self.text_2, str):
+            return field
+        return f"{field}[{index if of_firsts else index - count}]"
 
 
 class Score(BaseModel):

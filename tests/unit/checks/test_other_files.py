@@ -249,7 +249,7 @@ def test_the_command_prints_the_lines_and_fails(
     assert len(capsys.readouterr().out.splitlines()) == 2
     path.write_text("port: 8000\n")
     assert main(["check", str(path)]) == 0
-    assert capsys.readouterr().out == "1 files: nothing found\n"
+    assert capsys.readouterr().out == "no mistakes found; files read: 1\n"
 
 
 @pytest.mark.parametrize(
