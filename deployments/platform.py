@@ -231,6 +231,8 @@ class Platform:
             raise ConfigError(str(error)) from None
         os.environ.setdefault("RAY_worker_niceness", "0")  # replicas answer people; Ray has 15
         os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")  # `top` looks; Ray has 10 s
+        for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):  # Ray's are two fixed ones
+            os.environ.setdefault(name, str(check_port("127.0.0.1", 0)))
         import ray
         from ray import serve
         from ray.serve.config import ProxyLocation
@@ -238,7 +240,15 @@ class Platform:
 
         settings = self._settings
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        context = ray.init(**_ray_options(settings))
+        try:
+            context = ray.init(**_ray_options(settings))
+        except Exception as error:
+            if "dashboard" not in str(error):
+                raise
+            raise ConfigError(
+                "Ray's dashboard did not start in time: start again on a less busy machine, set "
+                "RAY_DASHBOARD_STARTUP_TIMEOUT_S, or go without it (`dashboard: false`)"
+            ) from error
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init has put its own
         self._check_resources(settings)
         self._write_cluster_file(context)
@@ -302,8 +312,8 @@ class Platform:
         ):
             if needed > there:
                 raise ConfigError(
-                    f"{self._where}models: {key} of all comes to {needed:g}, and this machine has "
-                    f"{there:g}: lower {key}, or replicas.min"
+                    f"{self._where}models: {key} of all comes to {needed:g}, and this server has, "
+                    f"since its start, {there:g}: lower {key}, or replicas.min"
                 )
 
     def stop(self) -> None:

@@ -50,8 +50,11 @@ def open_corpus(output: Path) -> tuple[list[Any], dict[str, str]]:
     """
     if not output.is_dir():
         raise ConfigError(f"{output}: no such directory")
-    files = list(ds.dataset(output, format="parquet", partitioning=None).get_fragments())
-    metadata = (files[0].physical_schema.metadata or {}) if files else {}
+    try:
+        files = list(ds.dataset(output, format="parquet", partitioning=None).get_fragments())
+        metadata = (files[0].physical_schema.metadata or {}) if files else {}
+    except pa.ArrowInvalid:  # of a file that is no parquet
+        files, metadata = [], {}
     facts = {key.decode(): value.decode() for key, value in metadata.items()}
     if "omai.embedding_fingerprint" not in facts:
         raise ConfigError(f"{output}: holds no file that `omai-ray embed` wrote")
@@ -129,12 +132,20 @@ def show(hits: Sequence[Hit], facts: dict[str, str]) -> None:
             print(textwrap.indent(textwrap.fill(snippet, 90), " " * 11))
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got '{text}'")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as a program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", metavar="OUT", type=Path, help="what `omai-ray embed` wrote")
     parser.add_argument("query", help="what to look for")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="rows to show")
+    parser.add_argument(
+        "--top", type=_positive, default=5, metavar="N", help="rows to show (default: 5)"
+    )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML settings, with the catalog"
     )

@@ -418,6 +418,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+def yaml_problem(error: Exception) -> str:
+    """Return what is wrong with a text that is no YAML, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return what if mark is None else f"{what} (line {mark.line + 1}, column {mark.column + 1})"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file. Raises ConfigError where it has none."""
     try:
@@ -425,7 +432,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path}: not YAML: {yaml_problem(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -60,13 +61,18 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, metavar="FILE", help="YAML settings, with the catalog")
     add("--on-long", choices=["truncate", "error", "chunk"], default="truncate",
         help="texts above the model's context are cut to it, dead-lettered, or cut into chunks, "
-        "a row each")  # fmt: skip
+        "a row each (default: truncate)")  # fmt: skip
     add("--chunk-tokens", type=int, metavar="N",
         help="most tokens of a chunk (default: the model's context)")  # fmt: skip
     add("--chunk-overlap", type=int, default=0, metavar="N",
         help="tokens of a chunk that the next begins with (default: 0)")  # fmt: skip
     add("--chunk-pool", choices=["mean"], help="write one row a text: the mean of its chunks")
-    add("--dtype", choices=["float32", "float16"], default="float32", help="of the vectors")
+    add(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of the vectors (default: float32)",
+    )
     add("--columns", help="input columns to carry, with commas between (default: all)")
     add("--row-id", action="store_true", help="add the columns source_file and source_row")
 
@@ -114,7 +120,7 @@ def _actors(text: str) -> tuple[int, int | None]:
 def choose_model(name: str | None, settings: Settings) -> ModelSpec:
     """Return the catalog's model of that name, or one that the name itself locates.
 
-    Raises ConfigError or ModelNotFound where there is none, or where it does not embed.
+    Raises ConfigError where there is none, and ModelNotFound where it does not embed.
     """
     catalog = settings.catalog
     if name is None:
@@ -122,8 +128,14 @@ def choose_model(name: str | None, settings: Settings) -> ModelSpec:
         if first is None:
             raise ConfigError("the catalog has no embedding model; name one with --model")
         return first
-    if name in catalog.models or name in catalog.aliases or not _is_location(name):
+    if name in catalog.models or name in catalog.aliases:
         return catalog.resolve(name, "embedding")
+    if not _is_location(name):
+        names = ", ".join(spec.name for spec in settings.models if spec.task == "embedding")
+        raise ConfigError(
+            f"there is no model '{name}': --model takes one of the catalog's ({names}), a "
+            "directory, or an ORG/NAME of the hub"
+        )
     short = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
     return ModelSpec(name=short, task="embedding", source=name)
 
@@ -137,10 +149,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run the command; return its exit status.
 
     0: all rows are written, or dead-lettered within the limit. 1: they are not; why is on
-    stderr. 130: interrupted.
+    stderr. 130: ended by SIGINT or SIGTERM.
     """
     from pipelines.progress import ShowProgress
-    from pipelines.report_page import render_page
 
     interrupted = _note_interrupts()
     try:
@@ -149,9 +160,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         with ShowProgress() as progress:
             report = embed_corpus(job, progress)
         if args.report is not None:
-            args.report.write_text(render_page(report), encoding="utf-8")
-    except (OMAiError, OSError, KeyboardInterrupt) as error:
-        if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+            args.report.write_text(_page(report), encoding="utf-8")
+    except (OMAiError, OSError, KeyboardInterrupt, SystemExit) as error:
+        # SystemExit: of Ray's handler of SIGTERM, which takes ours away.
+        if interrupted.is_set() or isinstance(error, KeyboardInterrupt | SystemExit):
             how = "without --overwrite " if args.overwrite else ""
             sys.stderr.write(f"interrupted: the same command {how}resumes where this one stopped\n")
             return INTERRUPTED
@@ -161,13 +173,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if not report.ok:
         sys.stderr.write(
             f"omai-ray: {report.dead_fraction:.2%} of the rows or files are dead-lettered, above "
-            f"--max-dead {report.max_dead:g}; the reasons are in {report.output}/_dead_letters\n"
+            f"--max-dead {report.max_dead:g}; the reasons are in {report.output}/_dead_letters. "
+            "With a higher --max-dead the same command ends well, and embeds nothing again\n"
         )
     return 0 if report.ok else 1
 
 
 def _note_interrupts() -> threading.Event:
-    """Return what is set by Ctrl-C: within Ray its exception may come out as another."""
+    """Return what SIGINT and SIGTERM set: within Ray their exception may come out as another."""
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -176,6 +189,7 @@ def _note_interrupts() -> threading.Event:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
     return interrupted
 
 
@@ -210,6 +224,19 @@ def join_ray(address: str | None) -> str | None:
         ) from None
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": cluster["token_file"]}
     return str(cluster["ray"])
+
+
+def _page(report: Report) -> str:
+    """Return the page of the last run that had work to do."""
+    from omai_ray.storage import Location, ObjectNotFound
+    from pipelines.report_page import render_page
+    from pipelines.run_record import REPORT_PAGE
+
+    page = Location.parse(report.output).child(REPORT_PAGE)
+    if not report.units_done:
+        with suppress(ObjectNotFound):
+            return page.read_bytes().decode()
+    return render_page(report)
 
 
 def _check_report(path: Path | None) -> None:

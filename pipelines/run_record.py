@@ -37,6 +37,7 @@ from pipelines.run_ledger import Entry, open_ledger
 
 SCRATCH, SUCCESS = "_tmp", "_SUCCESS.json"
 REPORT = f"{RUN}/report.json"
+REPORT_PAGE = f"{RUN}/report.html"
 
 
 class RunRecord:
@@ -163,7 +164,7 @@ class RunRecord:
     def write_report(self, summary: dict[str, Any], page: str) -> None:
         """Keep what the last run that had work to do did."""
         write_json(self.output.child(REPORT), summary)
-        write_text(self.output.child(f"{RUN}/report.html"), page)
+        write_text(self.output.child(REPORT_PAGE), page)
 
     def read_report(self) -> dict[str, Any] | None:
         """Return what `write_report` kept, None where there is nothing."""

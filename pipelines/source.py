@@ -68,7 +68,12 @@ def check_apart(source: str, output: str | os.PathLike[str] | Location) -> None:
     if place.is_local:
         root, is_glob = _root(place.path)
         many = is_glob or Path(place.path).is_dir()  # what is not there is find_files' to refuse
-        inside = many and target.local_path.resolve().is_relative_to(root.resolve())
+        root, written = root.resolve(), target.local_path.resolve()
+        inside = many and written.is_relative_to(root)
+        if inside and is_glob and "**" not in place.path:  # which reaches so deep and no deeper
+            pattern = Path(place.path).absolute().parts
+            depth = len(pattern) - len(_before_magic(pattern))
+            inside = depth > len(written.relative_to(root).parts)
     else:
         inside = PurePosixPath(target.path).is_relative_to(_fixed(place).path)
     if inside:

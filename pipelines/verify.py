@@ -25,6 +25,7 @@ from pipelines.read import BUFFER_BYTES
 from pipelines.run_lease import RUN
 from pipelines.run_ledger import Entry
 from pipelines.run_record import SCRATCH, SUCCESS, RunRecord
+from pipelines.strays import find_strays
 
 THREADS = 4
 # float16 rounds each part of a vector by at most 2^-11 of it, so its length by no more.
@@ -79,7 +80,7 @@ def verify(output: str | os.PathLike[str]) -> Verification:
     check = partial(_check_entry, record.output, record.manifest["provenance"])
     with ThreadPoolExecutor(THREADS) as pool:
         defects = [defect for found in pool.map(check, entries) for defect in found]
-    defects += _foreign(record.output, entries)
+    defects += _foreign(record, entries)
     defects += [Defect(SUCCESS, problem) for problem in _check_complete(record)]
     return Verification(
         output=str(record.output),
@@ -194,15 +195,19 @@ def _listed(reasons: Counter[str]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted((+reasons).items())) or "no rows"
 
 
-def _foreign(output: Location, entries: list[Entry]) -> Iterator[Defect]:
+def _foreign(record: RunRecord, entries: list[Entry]) -> Iterator[Defect]:
     """Yield files that no unit has: readers would take them for data, unless a dot hides them."""
     known = {entry.output for entry in entries if entry.bytes is not None}
     known |= {f"{DEAD_LETTERS}/{entry.output}" for entry in entries}
-    for name in (stat.name for stat in output.list()):
+    strays = {entry.output for entry in find_strays(record, ())}
+    for name in (stat.name for stat in record.output.list()):
         if name.rpartition("/")[2].startswith("."):
             continue
         if name.partition("/")[0] not in (RUN, SCRATCH, SUCCESS) and name not in known:
-            yield Defect(name, "no run wrote this file")
+            if name.removeprefix(f"{DEAD_LETTERS}/") in strays:
+                yield Defect(name, "is the run's, which ended before it was noted")
+            else:
+                yield Defect(name, "no run wrote this file")
 
 
 def _check_complete(record: RunRecord) -> Iterator[str]:
@@ -212,10 +217,13 @@ def _check_complete(record: RunRecord) -> Iterator[str]:
     try:
         success = json.loads(record.output.child(SUCCESS).read_bytes())
     except ObjectNotFound:
-        yield (
-            f"is missing: {counted:,} of {planned:,} rows are accounted for, or more than "
-            "--max-dead are dead-lettered"
-        )
+        if counted < planned:
+            yield (
+                f"is missing: {counted:,} of {planned:,} rows are accounted for; the command that "
+                "began the run goes on with it"
+            )
+        else:
+            yield "is missing: more rows or files than --max-dead are dead-lettered"
         return
     except ValueError as error:
         yield f"is damaged: {error}"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from deployments.checks.finding import Findings
+from omai_ray.settings import yaml_problem
 
 
 class Kind(Enum):
@@ -58,7 +59,7 @@ def _parse_documents(text: str, place: str, findings: Findings) -> list[Document
     try:
         parsed = [values for values in yaml.safe_load_all(text) if values is not None]
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        findings.add(place, f"not YAML: {str(error).splitlines()[0]}")
+        findings.add(place, f"not YAML: {yaml_problem(error)}")
         return []
     return [
         document for values in parsed or [{}] for document in documents_of(values, place, findings)

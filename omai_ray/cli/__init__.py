@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 from omai_ray.cli import (
     accounts,
@@ -24,6 +27,7 @@ from omai_ray.cli import (
 )
 from omai_ray.errors import OMAiError
 from omai_ray.settings import CONFIG_VARIABLE, ENVIRONMENT
+from pipelines.embed_corpus import INTERRUPTED
 
 _ENVIRONMENT_HELP = (
     "environment: "
@@ -42,13 +46,25 @@ def main(argv: list[str] | None = None) -> int:
         print(f"omai-ray: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return 141
     except OSError as error:  # such as a full disk behind the standard output
         print(f"omai-ray: {error}", file=sys.stderr)
         return 1
     return status
+
+
+def run() -> NoReturn:
+    """Run one command, and end this process with its status."""
+    status = main()
+    if status == INTERRUPTED:
+        # Threads of a Ray that was starting may crash in what the interpreter frees at its end.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def build_parser() -> argparse.ArgumentParser:

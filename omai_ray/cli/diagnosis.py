@@ -245,7 +245,8 @@ def check_database(url: str) -> Finding:
     try:
         revision = asyncio.run(schema_of(url))
     except ConfigError as error:
-        remedy = "do as it says, or correct database_url (OMAI_DATABASE_URL)"
+        remedy = "install the driver where it is missing (pip install 'omai-ray[postgres]'), or "
+        remedy += "correct database_url (OMAI_DATABASE_URL)"
         return Finding("database", "failed", error.message, remedy)
     except OMAiError as error:
         return Finding(

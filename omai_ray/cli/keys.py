@@ -69,17 +69,21 @@ def add(commands: Commands) -> None:
 
 def _add_changes(parser: argparse.ArgumentParser) -> None:
     add_change(parser, "--name", help="a label to tell keys apart")
-    add_change(parser, "--expires-in", type=duration_s, metavar="TIME",
-        help="such as 12h or 90d from now")  # fmt: skip
+    add_change(parser, "--expires-in", type=_duration_or_none, metavar="TIME",
+        help="such as 12h or 90d from now, or 'none'")  # fmt: skip
     add_count(parser, "--requests-per-minute", "a limit below the account's")
     add_count(parser, "--tokens-per-minute", "a limit below the account's")
     add_models(parser)
 
 
+def _duration_or_none(text: str) -> float | None:
+    return None if text == "none" else duration_s(text)
+
+
 def _changes(args: argparse.Namespace) -> Any:
     given = changes(args, "name", "requests_per_minute", "tokens_per_minute", "models")
     if hasattr(args, "expires_in"):
-        given["expires"] = time.time() + args.expires_in
+        given["expires"] = None if args.expires_in is None else time.time() + args.expires_in
     return given
 
 

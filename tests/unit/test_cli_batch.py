@@ -132,6 +132,31 @@ def test_results_of_a_batch_that_runs_are_not_there(
     assert "batch_1 is in_progress" in capsys.readouterr().err
 
 
+def test_a_batch_that_failed_has_no_results(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, where to look, and no empty file; of errors there may be none."""
+    failed = BATCH | {"status": "failed", "output_file_id": None, "error_file_id": None}
+    stub.answers["GET /v1/batches/batch_1"] = (200, json.dumps(failed).encode())
+    output = tmp_path / "results.jsonl"
+    assert 1 == main(["batch", "results", "batch_1", "-o", str(output)])
+    assert "batch_1 is failed and has no results: `omai-ray batch status" in capsys.readouterr().err
+    assert not output.exists()
+    assert 0 == main(["batch", "results", "batch_1", "--errors"])
+
+
+def test_a_life_of_results_that_cannot_be_is_refused_before_the_upload(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file would stay behind."""
+    file = tmp_path / "input.jsonl"
+    file.write_text("{}\n", encoding="utf-8")
+    options = ["--endpoint", "/v1/embeddings", "--keep-results", "5"]
+    assert 1 == main(["batch", "submit", str(file), *options])
+    assert "--keep-results: expected 3600 to 2592000 seconds, got 5" in capsys.readouterr().err
+    assert [] == stub.asked
+
+
 def test_status_shows_what_is_wrong_with_the_input(
     stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,10 @@ def test_a_start_that_cannot_be_names_file_key_and_remedy(
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"num_gpus": 0.5}, "num_gpus of all comes to 0.5, and this machine has 0: lower num_gpus"),
+        (
+            {"num_gpus": 0.5},
+            "num_gpus of all comes to 0.5, and this server has, since its start, 0: lower num_gpus",
+        ),
         ({"num_cpus": 3, "replicas": Replicas(min=2, max=2)}, "num_cpus of all comes to 6.1, and"),
     ],
 )

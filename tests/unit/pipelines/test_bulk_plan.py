@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -167,6 +168,19 @@ def test_an_output_inside_the_input_is_refused(write_corpus: Corpus) -> None:
         check_apart(str(root), root / "out")
     check_apart(str(root), root.parent / "out")
     check_apart(str(root / "missing"), root / "out")  # find_files says what is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside"), [("*.parquet", False), ("*/*.parquet", True), ("**/*.parquet", True)]
+)
+def test_an_output_below_a_glob_is_refused_where_the_glob_reaches_it(
+    write_corpus: Corpus, pattern: str, inside: bool
+) -> None:
+    """What is written is in OUT, or deeper."""
+    root = write_corpus({"a.parquet": ["x"]})
+    with pytest.raises(ConfigError, match="inside the input") if inside else nullcontext():
+        check_apart(str(root / pattern), root / "out")
+    check_apart(str(root / "*" / "*.parquet"), root / "deep" / "out")
 
 
 def test_a_local_input_may_be_a_uri(write_corpus: Callable[..., Path]) -> None:

@@ -200,10 +200,22 @@ def test_a_run_that_was_stopped_is_not_complete(
     with pytest.raises(KeyboardInterrupt):
         run(make_job(), local_executor(stop_after=1))
     ((file, problem),) = problems(output)
-    assert (file, problem.split(",")[0]) == (
+    assert (file, problem.partition(";")[0]) == (
         "_SUCCESS.json",
         "is missing: 7 of 8 rows are accounted for",
     )
+
+
+def test_what_a_killed_run_did_not_note_is_told_from_what_no_run_wrote(output: Path) -> None:
+    """The same command does the one again; the other is in the way."""
+    ledger = output / "_run" / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:-1]))
+    unnoted = json.loads(lines[-1])["output"]
+    pq.write_table(pa.table({"a": [1]}), output / "other.parquet")
+    found = dict(problems(output))
+    assert "is the run's, which ended before it was noted" == found[unnoted]
+    assert "no run wrote this file" == found["other.parquet"]
 
 
 def test_verifying_changes_nothing(output: Path) -> None:
