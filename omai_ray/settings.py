@@ -7,7 +7,7 @@ default. Unknown keys are refused, so that a misspelt one cannot pass unseen.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -418,6 +418,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice: what it said first would have no effect."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the keys and values. Raises yaml.constructor.ConstructorError."""
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def yaml_problem(error: Exception) -> str:
     """Return what is wrong with a text that is no YAML, and in which line."""
     mark = getattr(error, "problem_mark", None)
@@ -428,7 +444,7 @@ def yaml_problem(error: Exception) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file. Raises ConfigError where it has none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from deployments.checks.finding import Findings
-from omai_ray.settings import yaml_problem
+from omai_ray.settings import StrictLoader, yaml_problem
 
 
 class Kind(Enum):
@@ -57,7 +57,7 @@ def read_documents(path: Path, findings: Findings) -> list[Document]:
 
 def _parse_documents(text: str, place: str, findings: Findings) -> list[Document]:
     try:
-        parsed = [values for values in yaml.safe_load_all(text) if values is not None]
+        parsed = [values for values in yaml.load_all(text, StrictLoader) if values is not None]
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         findings.add(place, f"not YAML: {yaml_problem(error)}")
         return []

@@ -201,6 +201,8 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.12g}"  # without what binary fractions cannot say
     return ", ".join(value) if isinstance(value, list | tuple) else str(value)
 
 

@@ -105,9 +105,9 @@ async def _account_for_key(admin: Administration, name: str | None, tier: str | 
     if name is not None:
         try:
             account = await admin.accounts.get(name)
-        except NotFound:
+        except NotFound as error:
             if tier is None:
-                raise
+                raise ConfigError(f"{error.message} --tier TIER makes it.") from None
         else:
             if tier not in (None, account.tier):
                 raise ConfigError(f"account '{name}' is of tier '{account.tier}', not '{tier}'")

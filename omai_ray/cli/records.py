@@ -120,6 +120,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
+    if args.limit < 1:
+        raise ConfigError(f"--limit: expected 1 or more, got {args.limit}")
+
     async def read(admin: Administration) -> list[AuditEntry]:
         account_id = await admin.accounts.id_of(args.account)
         found: list[AuditEntry] = []

@@ -123,6 +123,8 @@ def test_a_key_is_changed_rotated_and_moved_to_a_new_pepper(run: Run, rows: ROW)
         row["tokens_per_minute"],
     )
     assert row["expires"]
+    (row,) = rows("keys", "update", parsed.key_id, "--expires-in", "none")
+    assert not row["expires"]
     assert "has version 2" in run("keys", "new-pepper", "--after", "0s")
     second = keys.parse(run("keys", "rotate", parsed.key_id, "--grace", "1h", "--quiet").strip())
     assert second is not None

@@ -106,7 +106,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         (MODEL + "batches: {backends: {n: own}}", "batches.backends: no model is named n"),
         ("1: 2", "1: "),
         ("- port", "expected keys and values, got a list"),
-        ("port: [", "not YAML"),
+        ("port: [", r"not YAML: .*\(line 1, column 8\)"),
+        ("port: 1\nhost: a\nport: 2", r"the key 'port' is there twice \(line 3, column 1\)"),
         ("port: !!python/object:os.system x", "not YAML"),
     ],
 )

@@ -235,11 +235,12 @@ def test_a_command_killed_in_mid_run_resumes_to_the_same_bytes(
     assert tree(tmp_path / "out") == whole
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_command_says_how_to_resume_and_leaves_whole_files(
-    undisturbed: tuple[Path, Report], corpus: Path, tmp_path: Path
+    undisturbed: tuple[Path, Report], corpus: Path, tmp_path: Path, name: str
 ) -> None:
     """Without a traceback, without leftovers, with status 130."""
-    done = run_stopped("SIGINT", corpus, tmp_path / "out")
+    done = run_stopped(name, corpus, tmp_path / "out")
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1].startswith("interrupted: the same command resumes")
     assert "Traceback" not in done.stderr
