@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -78,7 +79,7 @@ def test_a_check_that_fails_gives_status_1_and_a_remedy(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        config.write_text(config.read_text() + f"port: {port}\n")
+        config.write_text(re.sub(r"(?m)^port: .*$", f"port: {port}", config.read_text()))
         status, found = diagnosed(capsys, "--config", str(config))
         main(["doctor", "--config", str(config)])
     assert status == 1
