@@ -129,6 +129,7 @@ def run(script: str, environment: dict[str, str], folder: Path) -> tuple[int, st
     return process.returncode, output, errors
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", pages())
 def test_a_page_works_as_pasted(page: str, served: Served, tmp_path: Path) -> None:
     """Its blocks one after the other, in one shell, fail at nothing and show what they say."""
