@@ -268,7 +268,7 @@ class _Run:
                 settings = self._unit_settings(scratch, facts.fingerprint)
                 self._do_units(settings, report, began)
             else:
-                self.progress.stage(f"nothing to do: {len(plan.units):,} units are committed")
+                self.progress.stage(f"nothing to embed: {len(plan.units):,} units are committed")
         if self.feeder:
             self.progress.stage(f"feeding {self.feeder.name}")
             self.feeder.finish()

@@ -199,15 +199,19 @@ def _foreign(record: RunRecord, entries: list[Entry]) -> Iterator[Defect]:
     """Yield files that no unit has: readers would take them for data, unless a dot hides them."""
     known = {entry.output for entry in entries if entry.bytes is not None}
     known |= {f"{DEAD_LETTERS}/{entry.output}" for entry in entries}
-    strays = {entry.output for entry in find_strays(record, ())}
-    for name in (stat.name for stat in record.output.list()):
-        if name.rpartition("/")[2].startswith("."):
-            continue
-        if name.partition("/")[0] not in (RUN, SCRATCH, SUCCESS) and name not in known:
-            if name.removeprefix(f"{DEAD_LETTERS}/") in strays:
-                yield Defect(name, "is the run's, which ended before it was noted")
-            else:
-                yield Defect(name, "no run wrote this file")
+    foreign = [
+        name
+        for name in (stat.name for stat in record.output.list())
+        if name not in known
+        and name.partition("/")[0] not in (RUN, SCRATCH, SUCCESS)
+        and not name.rpartition("/")[2].startswith(".")
+    ]
+    strays = {entry.output for entry in find_strays(record, ())} if foreign else set()
+    for name in foreign:
+        if name.removeprefix(f"{DEAD_LETTERS}/") in strays:
+            yield Defect(name, "is the run's, which ended before it was noted")
+        else:
+            yield Defect(name, "no run wrote this file")
 
 
 def _check_complete(record: RunRecord) -> Iterator[str]:

@@ -21,6 +21,8 @@ from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ContextTooLong, InvalidRequest
 
 Vectors = npt.NDArray[np.float32]
+Names = Callable[[int], str]
+"""What the request calls a text, by its place among all of them."""
 
 
 class EmbeddingsEndpoint:
@@ -77,12 +79,13 @@ def check_tokens(
     *,
     truncate: bool,
     param: str | None,
-    name: Callable[[int], str],
+    name: Names,
+    beside: str = "",
 ) -> None:
     """Raise ContextTooLong, or InvalidRequest for too many tokens in all.
 
     truncate: what is over-long will be shortened. param: the field that has all the inputs;
-    name: what one of them is called in the request, as `input[1]`.
+    name: what one of them is called in the request, as `input[1]`; beside: what else is counted.
     """
     lengths = [len(ids) for ids in inputs]
     longest = max(lengths)
@@ -90,7 +93,7 @@ def check_tokens(
         named = name(lengths.index(longest))
         raise ContextTooLong(
             f"This model's maximum context length is {context} tokens, however you requested "
-            f"{longest} tokens in {named}. Please reduce it.",
+            f"{longest} tokens in {named}{beside}. Please reduce it.",
             param=named.partition("[")[0],
         )
     total = sum(min(length, context) for length in lengths)

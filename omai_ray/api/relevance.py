@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from omai_ray.api.accounting import Accountant, permitted
 from omai_ray.api.backends import ServedEmbedding, ServedModels, ServedRerank
-from omai_ray.api.embeddings import Vectors, check_tokens, embed_admitted, too_many_tokens
+from omai_ray.api.embeddings import Names, Vectors, check_tokens, embed_admitted, too_many_tokens
 from omai_ray.api.offload import inline_or_thread
 from omai_ray.api.render import JsonBytes
 from omai_ray.api.schemas.embeddings import MAX_INPUTS, MAX_REQUEST_TOKENS
@@ -28,8 +28,6 @@ from omai_ray.errors import ContextTooLong, InvalidRequest, ModelNotFound
 
 Served = ServedEmbedding | ServedRerank
 Scores = npt.NDArray[np.float32]
-Names = Callable[[int], str]
-"""What the request calls a text, by its place among the firsts and then the seconds."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,8 @@ def _compare_pairs(
         tokenizer.context,
         truncate=served.spec.truncate,
         param=None,
-        name=lambda pair: f"{name(len(firsts) + pair)} with what it is compared with",
+        name=lambda pair: name(len(firsts) + pair),
+        beside=" with what it is compared with",
     )
     return _Comparison(
         [tokenizer.shorten_pair(ids) for ids in inputs], lambda vectors: vectors[:, 0]

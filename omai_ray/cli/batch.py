@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omai_ray.batches.lines import ENDPOINTS
-from omai_ray.cli.common import Commands, add_json, date, group, show
+from omai_ray.cli.common import Commands, add_json, check_limit, date, group, show
 from omai_ray.cli.server import Server
 from omai_ray.errors import ConfigError
 from omai_ray.files.files import MAX_LIFE_S, MIN_LIFE_S
@@ -86,8 +86,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    if args.limit < 1:
-        raise ConfigError(f"--limit: expected 1 or more, got {args.limit}")
+    check_limit(args)
     server, after = Server(), None
     found: list[dict[str, Any]] = []
     while len(found) < args.limit:

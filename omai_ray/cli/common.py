@@ -97,6 +97,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_limit(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a --limit that shows nothing."""
+    if args.limit < 1:
+        raise ConfigError(f"--limit: expected 1 or more, got {args.limit}")
+
+
 def changes(args: argparse.Namespace, *names: str) -> Any:
     """Return which of these options were given, and as what."""
     return {name: getattr(args, name) for name in names if hasattr(args, name)}

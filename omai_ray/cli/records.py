@@ -13,6 +13,7 @@ from sqlalchemy import BigInteger, Double, Integer
 from omai_ray.cli.common import (
     Commands,
     add_json,
+    check_limit,
     database_command,
     date,
     everything,
@@ -120,8 +121,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    if args.limit < 1:
-        raise ConfigError(f"--limit: expected 1 or more, got {args.limit}")
+    check_limit(args)
 
     async def read(admin: Administration) -> list[AuditEntry]:
         account_id = await admin.accounts.id_of(args.account)

@@ -32,6 +32,11 @@ LONGEST_RETRY_S = 60.0
 _UNITS = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)"}
 _log = logging.getLogger(__name__)
 _background: set[asyncio.Task[None]] = set()
+# OpenAI's sentence, and where the number comes from.
+_REDUCE = (
+    " The input or output tokens must be reduced in order to run successfully: an answer counts "
+    "with its max_tokens, or with what is usual where there is none."
+)
 
 
 class Permit:
@@ -109,13 +114,6 @@ class Gate:
         except asyncio.CancelledError:
             _spawn(_return_late(self._limiter, reservation, task))
             raise
-
-
-# OpenAI's sentence, and where the number comes from.
-_REDUCE = (
-    " The input or output tokens must be reduced in order to run successfully: an answer counts "
-    "with its max_tokens, or with what is usual where there is none."
-)
 
 
 def _claims(principal: Principal, of_account: Limits) -> tuple[Claim, ...]:

@@ -204,7 +204,11 @@ async def test_a_pair_that_is_too_long_is_refused_with_its_name(
     response = await client.post("/v1/rerank", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
-    assert "documents[1]" in response.json()["error"]["message"]
+    assert "documents[1] with" in response.json()["error"]["message"]
+    assert "documents" == response.json()["error"]["param"]
+    body = {"model": "reranker", "text_1": "fox", "text_2": "fox " * 2000}
+    error = (await client.post("/v1/score", json=body)).json()["error"]
+    assert ("text_2", True) == (error["param"], "tokens in text_2 with" in error["message"])
 
 
 async def test_a_query_is_counted_for_every_document_before_it_is_copied(
