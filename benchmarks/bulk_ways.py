@@ -54,16 +54,18 @@ def sentence_transformers(model: str, source: str, output: str) -> tuple[int, fl
 
 
 class _Encoder:
-    """Sentence-transformers in bfloat16, in an actor of Ray Data with one CPU."""
+    """Sentence-transformers in an actor of Ray Data with one CPU, in bfloat16 where that has it."""
 
     def __init__(self, model: str) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        from omai_ray.engines.device import has_bfloat16
+
         torch.set_num_threads(1)
-        self._model = SentenceTransformer(
-            model, device="cpu", model_kwargs={"dtype": torch.bfloat16}
-        )
+        # Emulated it takes many times as long as float32, and nobody would choose it.
+        dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+        self._model = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": dtype})
         self._model.encode(["warm up"] * 64, show_progress_bar=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

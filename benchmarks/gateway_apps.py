@@ -20,6 +20,7 @@ from deployments.ingress import Ingress
 from deployments.names import deployment_name
 from deployments.routing import router_config
 from omai_ray.engines.chat.text import ChatDelta, ChatJob
+from omai_ray.priority import Priority
 from omai_ray.settings import Settings
 
 MANY = 1000
@@ -65,7 +66,11 @@ class StubEmbedding:
         self._vector = np.asarray(stub.VECTOR, dtype=np.float32)
 
     async def embed(
-        self, inputs: list[Any], account: str = "", request_id: str | None = None
+        self,
+        inputs: list[Any],
+        account: str = "",
+        request_id: str | None = None,
+        priority: Priority = "online",
     ) -> npt.NDArray[np.float32]:
         """Return float32 [N, DIMENSIONS]."""
         return np.tile(self._vector, (len(inputs), 1))

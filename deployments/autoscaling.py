@@ -13,8 +13,10 @@ from omai_ray.autoscaling.load import ReplicaLoad
 from omai_ray.autoscaling.policy import ReplicaPolicy, Snapshot, Targets
 from omai_ray.catalog import ModelSpec
 
-# Replicas and handles report once a second; Serve's mean of what they say is over two.
+# How often replicas and handles report; Serve's mean of what they say is over two seconds. A model
+# that sleeps wakes by a report: what Serve sends with its first request has the zeros before alone.
 REPORT_S = 1.0
+_WAKING_REPORT_S = 0.4
 _LOOK_BACK_S = 2.0
 
 
@@ -62,7 +64,7 @@ def autoscaling_config(spec: ModelSpec) -> AutoscalingConfig:
             initial_replicas=replicas.min if replicas.initial is None else replicas.initial,
             max_replicas=replicas.max,
             target_ongoing_requests=spec.full_requests,
-            metrics_interval_s=REPORT_S,
+            metrics_interval_s=REPORT_S if replicas.min else _WAKING_REPORT_S,
             look_back_period_s=_LOOK_BACK_S,
             upscale_delay_s=0.0,
             downscale_delay_s=0.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from omai_ray.batches.queue import BatchQueue
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
 from omai_ray.files import Contents, Files
+from omai_ray.garbage import start_uncollected
 from omai_ray.identity.directory import Directory
 from omai_ray.ledger import UsageLedger
 from omai_ray.priority import give_way_to_servers
@@ -125,6 +125,10 @@ class BatchWorker:
 
     async def open(self) -> None:
         """Open the database, the files and the model."""
+        with start_uncollected():
+            await self._open()
+
+    async def _open(self) -> None:
         work, settings = self._work, self._work.settings
         stored = await Stored(settings).__aenter__()  # it ends with the process
         backend = _engine(work.spec) if work.own else _replicas(work)
@@ -149,7 +153,6 @@ class BatchWorker:
             Directory(stored.store).owner,
             _in_flight(settings),
         )
-        gc.freeze()  # what is here stays: no collection goes through all modules and the model
 
     async def do(self, unit: BatchUnit) -> str | None:
         """Do a unit, and say why it could not be done; the log has more."""

@@ -13,6 +13,7 @@ from deployments.traces import GenerationSpans
 from omai_ray.autoscaling.load import ReplicaMeter, Work
 from omai_ray.catalog import ModelSpec, locate
 from omai_ray.engines.chat.text import ChatDelta, ChatGenerator, ChatJob
+from omai_ray.garbage import start_uncollected
 from omai_ray.telemetry.logs import configure_logs, request_id_var
 from omai_ray.telemetry.metrics import QUEUE_TIME
 from omai_ray.telemetry.recorder import Recorder
@@ -45,16 +46,17 @@ class ChatReplica:
     async def __init__(  # type: ignore[misc] # Serve awaits it; then the replica is ready
         self, spec: ModelSpec, log_level: str, log_file: str | None
     ) -> None:
-        from omai_ray.engines.chat.create import create_engine
-        from omai_ray.engines.device import limit_threads
-
         configure_logs(log_level, log_file)
-        limit_threads(spec.num_cpus)
-        self._engine = create_engine(spec)
-        self._engine.start()
-        self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
         self._answers: dict[str, _Answer] = {}
-        await self._warm_up()
+        with start_uncollected():
+            from omai_ray.engines.chat.create import create_engine
+            from omai_ray.engines.device import limit_threads
+
+            limit_threads(spec.num_cpus)
+            self._engine = create_engine(spec)
+            self._engine.start()
+            self._generator = ChatGenerator(self._engine, TextTokenizer(locate(spec)))
+            await self._warm_up()
         self._meter = ReplicaMeter(spec.full_requests)
         self._model = spec.name
         self._recorder = Recorder()

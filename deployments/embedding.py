@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from omai_ray.autoscaling.load import ReplicaMeter
 from omai_ray.catalog import ModelSpec
+from omai_ray.garbage import start_uncollected
 from omai_ray.priority import Priority
 from omai_ray.telemetry.logs import configure_logs, request_id_var
 from omai_ray.telemetry.recorder import Recorder
@@ -21,17 +22,18 @@ class EmbeddingReplica:
     async def __init__(  # type: ignore[misc] # Serve awaits it; then the replica is ready
         self, spec: ModelSpec, log_level: str, log_file: str | None
     ) -> None:
-        from deployments.metrics import export, sample_embedding
-        from omai_ray.engines.device import limit_threads
-        from omai_ray.engines.embedding.batcher import EmbeddingBatcher
-        from omai_ray.engines.embedding.engine import EmbeddingEngine
-        from omai_ray.engines.embedding.rerank import RerankEngine
-
         configure_logs(log_level, log_file)
-        limit_threads(spec.num_cpus)
-        engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
-        self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
-        await self._batcher.embed([[0]])  # no request pays for what is done at first use
+        with start_uncollected():
+            from deployments.metrics import export, sample_embedding
+            from omai_ray.engines.device import limit_threads
+            from omai_ray.engines.embedding.batcher import EmbeddingBatcher
+            from omai_ray.engines.embedding.engine import EmbeddingEngine
+            from omai_ray.engines.embedding.rerank import RerankEngine
+
+            limit_threads(spec.num_cpus)
+            engine = RerankEngine(spec) if spec.task == "rerank" else EmbeddingEngine(spec)
+            self._batcher = EmbeddingBatcher(engine, spec.max_queued_requests, spec.step_timeout_s)
+            await self._batcher.embed([[0]])  # no request pays for what is done at first use
         self._meter = ReplicaMeter(spec.full_requests)
         recorder = Recorder()
         export(recorder, lambda: sample_embedding(recorder, spec.name, self._batcher))

@@ -22,6 +22,7 @@ from omai_ray.batches.batches import Batches
 from omai_ray.embedding_jobs.jobs import EmbeddingJobs
 from omai_ray.embedding_jobs.locations import AllowedLocations
 from omai_ray.files import Contents, Files, sweep
+from omai_ray.garbage import start_uncollected
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.authenticator import Authenticator
 from omai_ray.identity.registry import Registry
@@ -48,6 +49,10 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the API over this replica's handles. Raises ConfigError."""
+        with start_uncollected():
+            return await self._app()
+
+    async def _app(self) -> ASGIApp:
         settings = self._settings
         registry = await Registry.open(settings, models=lambda: self._models.catalog.names)
         authenticator = Authenticator(registry, settings.sessions)

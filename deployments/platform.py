@@ -140,12 +140,14 @@ def serve_until_signal(
     settings: Settings,
     on_ready: Callable[[str], None],
     on_hangup: Callable[[Platform], None],
+    on_end: Callable[[], None],
     where: str = "",
 ) -> None:
     """Start everything, call `on_ready` with the address once it answers, end at SIGINT or SIGTERM.
 
-    on_hangup: called at SIGHUP, to reload; SIGINT or SIGTERM end it in the middle. where: the file
-    of the settings, as `FILE: `. Raises ConfigError where it cannot start, KeyboardInterrupt where
+    on_hangup: called at SIGHUP, to reload; SIGINT or SIGTERM end it in the middle. on_end: called
+    before what is being answered is waited for, which a second signal ends. where: the file of the
+    settings, as `FILE: `. Raises ConfigError where it cannot start, KeyboardInterrupt where
     a signal came before it had.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -159,6 +161,7 @@ def serve_until_signal(
                 on_ready(address)
                 while came.get() == signal.SIGHUP:
                     on_hangup(platform)
+            on_end()
         finally:
             platform.stop()
 

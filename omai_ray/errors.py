@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+INTERRUPTED = 130
+"""The exit status of a command that SIGINT or SIGTERM ended."""
+
 
 class OMAiError(Exception):
     """A failure that is meant to be shown to whoever caused it.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -48,7 +49,6 @@ FORM_BYTES = 64 * 1024
 
 
 _REMEDIES = {
-    "extra_forbidden": "; no such key: correct its name or remove it",
     "missing": "; add it",
 }
 BatchBackend = Literal["shared", "own"]
@@ -313,7 +313,12 @@ class Settings(BaseModel):
     @property
     def sqlalchemy_url(self) -> str:
         """The database, as SQLAlchemy's async engine wants it."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.state_dir / 'omai.db'}"
+        return self.database_url or f"sqlite+aiosqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """The database where `database_url` names none."""
+        return self.state_dir / "omai.db"
 
 
 class EdgeSettings(BaseModel):
@@ -357,14 +362,18 @@ def parse_settings(
 ) -> Settings:
     """Return the settings of a file's keys and values; raises as `load_settings` does."""
     merged = dict(values)
+    origins: dict[str, str] = {}
     for name, key in ENVIRONMENT.items():
         if name in environment:
             _put(merged, key, environment[name])
-    merged |= {key: value for key, value in (overrides or {}).items() if value is not None}
+            origins[key] = f"{name}: "
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    merged |= given
+    origins |= {key: f"{key}: " for key in given}
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from None
+        raise ConfigError(_explain(error, merged, path, origins)) from None
     try:
         settings.catalog  # noqa: B018 - fails here, at start, when an alias leads nowhere
     except ConfigError as error:
@@ -456,10 +465,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, path: Path | None) -> str:
+def _explain(
+    error: ValidationError, values: Mapping[str, Any], path: Path | None, origins: Mapping[str, str]
+) -> str:
     """One line a problem: where it is, what is wrong, what was given.
 
-    A list whose entry is wrong is also reported as too short; that is left out.
+    A list whose entry is wrong is also reported as too short; that is left out. origins: the keys
+    that are of no file, and what the line begins with then.
     """
     where = f"{path}: " if path else ""
     lines = []
@@ -471,9 +483,41 @@ def _explain(error: ValidationError, path: Path | None) -> str:
         key = ".".join(str(part) for part in problem["loc"]) or "settings"
         given = problem["input"] if isinstance(problem["input"], str | int | float) else None
         shown = "" if given is None else f" (got {given!r})"
+        begin = origins.get(key, f"{where}{key}: ")
+        of_model = _model_at(problem["loc"], values)
+        said = problem["msg"].removeprefix("Value error, ")
         remedy = _REMEDIES.get(problem["type"], "")
-        lines.append(f"{where}{key}: {problem['msg']}{shown}{remedy}")
+        if problem["type"] == "extra_forbidden":
+            *_, name = problem["loc"]
+            near = get_close_matches(str(name), _keys_at(Settings, problem["loc"][:-1]), 1)
+            said = "no such key"
+            remedy = f"; did you mean '{near[0]}'?" if near else "; correct its name or remove it"
+        lines.append(f"{begin}{of_model}{said}{shown}{remedy}")
     return "\n".join(lines)
+
+
+def _model_at(loc: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
+    """Return whose entry in the list of models a problem is in, as `model 'NAME': `."""
+    match loc:
+        case ("models", int(place), *_):
+            entry = values["models"][place]
+            name = entry.get("name") if isinstance(entry, dict) else None
+            return f"model '{name}': " if isinstance(name, str) else ""
+    return ""
+
+
+def _keys_at(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that there may be at a place of the settings, where that is a table."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = kind.model_fields
+        if not loc:
+            return [field.alias or name for name, field in fields.items()]
+        field = fields.get(str(loc[0]))
+        return _keys_at(field.annotation, loc[1:]) if field else []
+    inner = get_args(kind)
+    if get_origin(kind) in (tuple, dict):
+        return _keys_at(inner[-1 if get_origin(kind) is dict else 0], loc[1:]) if loc else []
+    return next((keys for each in inner if (keys := _keys_at(each, loc))), [])
 
 
 def _default_state_dir() -> Path:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from omai_ray.catalog import ModelSpec
-from omai_ray.errors import ConfigError, OMAiError
+from omai_ray.errors import INTERRUPTED, ConfigError, OMAiError
 from omai_ray.settings import Settings, load_settings
 from omai_ray.telemetry.metrics import model_label
 from pipelines.chunk import Chunking
@@ -29,8 +29,6 @@ from pipelines.text_source import read_escapes
 if TYPE_CHECKING:
     from pipelines.progress import Progress
     from pipelines.report import Report
-
-INTERRUPTED = 130
 
 
 def embed_corpus(job: EmbedJob, progress: Progress | None = None) -> Report:

@@ -17,6 +17,7 @@ import ray.exceptions
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import OMAiError
+from omai_ray.garbage import start_uncollected
 from omai_ray.priority import give_way_to_servers
 from pipelines.engine import Engine, actor_threads, describe_engine
 from pipelines.plan import Unit
@@ -75,7 +76,8 @@ class EmbedWorker:
         give_way_to_servers()
         os.environ["RAYON_NUM_THREADS"] = str(actor_threads(model))  # the tokenizer's threads
         self._name = ray.get_runtime_context().get_actor_id() or ""
-        self._engine = factory(model)
+        with start_uncollected():
+            self._engine = factory(model)
         self._settings = settings
         self._board = board
 

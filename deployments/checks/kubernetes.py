@@ -93,6 +93,12 @@ def check(document: Document, findings: Findings) -> None:
             )
     elif values["kind"] == "RayCluster":
         _check_cluster(document, findings, spec, "spec")
+    elif str(values["apiVersion"]).startswith("ray.io/") and values["kind"] != "RayJob":
+        findings.add(
+            document.at("kind"),
+            f"KubeRay has no kind '{values['kind']}'",
+            "one of RayService, RayCluster and RayJob",
+        )
 
 
 def worker_groups(document: Document) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
@@ -29,6 +30,25 @@ _JSON_TYPES = {
     dict: "an object",
     type(None): "null",
 }
+_MEANT = {
+    "messages": ("input", "prompt"),
+    "input": ("messages", "prompt"),
+    "inputs": ("input", "messages", "prompt"),
+    "prompt": ("messages", "input"),
+    "text": ("input", "messages", "prompt"),
+    "texts": ("input", "documents"),
+    "system": ("instructions", "messages"),
+    "instructions": ("messages",),
+    "max_tokens": ("max_output_tokens",),
+    "max_completion_tokens": ("max_output_tokens", "max_tokens"),
+    "max_output_tokens": ("max_completion_tokens", "max_tokens"),
+    "max_new_tokens": ("max_completion_tokens", "max_output_tokens", "max_tokens"),
+    "response_format": ("text",),
+    "stop_sequences": ("stop",),
+    "functions": ("tools",),
+    "passages": ("documents",),
+}
+"""A field's name in other requests and other servers -> its names here, the first that there is."""
 _EXPECTED = {
     "string_type": "a string",
     "int_type": "an integer",
@@ -81,7 +101,7 @@ def parse_body(raw: bytes, model: type[Body]) -> Body:
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
-        raise explain(error, value) from None
+        raise explain(error, value, _names(model)) from None
 
 
 def parse_texts(values: Mapping[str, str], model: type[Query]) -> Query:
@@ -92,7 +112,7 @@ def parse_texts(values: Mapping[str, str], model: type[Query]) -> Query:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise explain(error, given) from None
+        raise explain(error, given, _names(model)) from None
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
@@ -112,22 +132,44 @@ def _number(text: str, kind: Any) -> str | int:
     return int(text) if wanted and re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
-def explain(error: ValidationError, value: Any) -> InvalidRequest:
+def explain(error: ValidationError, value: Any, fields: Collection[str] = ()) -> InvalidRequest:
     """Return the failure that lies deepest in the body, in OpenAI's words.
 
     A union reports every branch it tried; the one that got furthest is the one that was meant:
-    deepest first, then one that found the right type and another fault.
+    deepest first, then one that found the right type and another fault. fields: those of the body,
+    one of which an unknown one may mean.
     """
     if error.error_count() > _MAX_PROBLEMS:  # describing a million of them would take seconds
         return InvalidRequest(
             f"The body has {error.error_count()} unknown or invalid fields.", code="invalid_value"
         )
     problems = [(_path(problem, value), problem) for problem in error.errors()]
+    unknown = {
+        str(path[0])
+        for path, problem in problems
+        if problem["type"] == "extra_forbidden" and len(path) == 1
+    }
+    # A field by another's name is also missing under its own: the name is what is wrong.
+    elsewhere = {_elsewhere(name, fields) for name in unknown}
+    problems = [p for p in problems if p[1]["type"] != "missing" or _name(p[0]) not in elsewhere]
     path, problem = max(problems, key=lambda p: (len(p[0]), p[1]["type"] not in _EXPECTED))
     param = _name(path)
     same = [other for other_path, other in problems if other_path == path]
     message, code = _describe(problem, param, same)
+    if param in unknown:
+        near = get_close_matches(param, fields, 1, 0.75)
+        meant = _elsewhere(param, fields) or next(iter(near), None)
+        message += f" Did you mean '{meant}'?" if meant else ""
     return InvalidRequest(message, param=param or None, code=code)
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _elsewhere(name: str, fields: Collection[str]) -> str | None:
+    """Return the field that has another's name in other requests."""
+    return next((other for other in _MEANT.get(name, ()) if other in fields), None)
 
 
 def _path(problem: ErrorDetails, value: Any) -> list[int | str]:

@@ -9,38 +9,13 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from omai_ray.cli import (
-    accounts,
-    batch,
-    check,
-    completion,
-    corpus,
-    database,
-    doctor,
-    embed,
-    keys,
-    models,
-    records,
-    serve,
-    top,
-    users,
-)
-from omai_ray.errors import OMAiError
-from omai_ray.settings import CONFIG_VARIABLE, ENVIRONMENT
-from pipelines.embed_corpus import INTERRUPTED
-
-_ENVIRONMENT_HELP = (
-    "environment: "
-    + ", ".join([CONFIG_VARIABLE, *ENVIRONMENT])
-    + " set what the command line leaves open."
-)
+from omai_ray.errors import INTERRUPTED, OMAiError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; errors go to stderr, without a trace."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         status: int = args.run(args)
     except OMAiError as error:
         print(f"omai-ray: {error.message}", file=sys.stderr)
@@ -69,10 +44,30 @@ def run() -> NoReturn:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
+    # Here, where an interruption in the middle of these imports ends in no traceback.
+    from omai_ray.cli import (
+        accounts,
+        batch,
+        check,
+        completion,
+        corpus,
+        database,
+        doctor,
+        embed,
+        keys,
+        models,
+        records,
+        serve,
+        top,
+        users,
+    )
+    from omai_ray.settings import CONFIG_VARIABLE, ENVIRONMENT
+
+    names = ", ".join([CONFIG_VARIABLE, *ENVIRONMENT])
     parser = argparse.ArgumentParser(
         prog="omai-ray",
         description="Serve and bulk-run chat and embedding models on Ray, behind the OMAi API.",
-        epilog=_ENVIRONMENT_HELP,
+        epilog=f"environment: {names} set what the command line leaves open.",
     )
     parser.add_argument("--version", action="version", version=f"omai-ray {version('omai-ray')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from omai_ray.cli.common import (
@@ -18,8 +19,12 @@ from omai_ray.cli.common import (
     group,
     show,
     with_administration,
+    with_registry,
 )
 from omai_ray.identity.administration import Administration
+from omai_ray.identity.registry import Registry
+from omai_ray.ledger import UsageLedger
+from omai_ray.ledger.ledger import month_of
 from omai_ray.store import Account
 
 
@@ -52,7 +57,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 def _create(args: argparse.Namespace) -> int:
     limits = changes(args, "monthly_tokens", "models")
     account = with_administration(
-        args, lambda admin: admin.accounts.create(args.name, args.tier, **limits)
+        args, lambda admin: admin.accounts.create(args.name, args.tier, **limits), makes=True
     )
     show([_row(account)], args.json)
     return 0
@@ -67,8 +72,13 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    account = with_administration(args, lambda admin: admin.accounts.get(args.account))
-    show([_row(account)], args.json)
+    async def read(registry: Registry) -> dict[str, Any]:
+        account = await Administration(registry).accounts.get(args.account)
+        month = month_of(time.time())
+        used = await UsageLedger(registry.store).tokens_in_month(account.id, month)
+        return {**_row(account), "tokens_this_month": used}
+
+    show([with_registry(args, read)], args.json)
     return 0
 
 

@@ -114,17 +114,37 @@ def settings_of(args: argparse.Namespace, **overrides: Any) -> Settings:
 
 
 def with_administration(
-    args: argparse.Namespace, use: Callable[[Administration], Coroutine[Any, Any, Result]]
+    args: argparse.Namespace,
+    use: Callable[[Administration], Coroutine[Any, Any, Result]],
+    *,
+    makes: bool = False,
 ) -> Result:
-    """Run `use` over the accounts of the database that args name."""
-    return with_registry(args, lambda registry: use(Administration(registry)))
+    """Run `use` over the accounts of the database that args name. makes: the database as well."""
+    return with_registry(args, lambda registry: use(Administration(registry)), makes=makes)
+
+
+def check_database(settings: Settings) -> None:
+    """Raise ConfigError where there is none yet, so that a mistaken directory is not taken."""
+    if settings.database_url is None and not settings.database_file.exists():
+        raise ConfigError(
+            f"no database in {settings.state_dir}: is it another --state-dir? "
+            "`omai-ray serve` makes one, and so do the commands that create"
+        )
 
 
 def with_registry(
-    args: argparse.Namespace, use: Callable[[Registry], Coroutine[Any, Any, Result]]
+    args: argparse.Namespace,
+    use: Callable[[Registry], Coroutine[Any, Any, Result]],
+    *,
+    makes: bool = False,
 ) -> Result:
-    """Run `use` over the database that args name, as the system's user."""
+    """Run `use` over the database that args name, as the system's user. makes: that as well.
+
+    Raises ConfigError where there is none and it makes none.
+    """
     settings = settings_of(args)
+    if not makes:
+        check_database(settings)
 
     async def run() -> Result:
         registry = await Registry.open(settings, Actor(f"cli:{_system_user()}"))
@@ -153,9 +173,13 @@ def ask_password(args: argparse.Namespace, name: str) -> str:
     if args.password_stdin:
         return sys.stdin.readline().rstrip("\r\n")
     try:
-        return getpass.getpass(f"Password for {name}: ")
+        password = getpass.getpass(f"Password for {name}: ")
+        again = getpass.getpass("The same again: ")
     except EOFError:
         raise ConfigError("no password was given; see --password-stdin") from None
+    if again != password:
+        raise ConfigError("the two passwords differ; nothing was changed")
+    return password
 
 
 def add_password(parser: argparse.ArgumentParser) -> None:

@@ -138,6 +138,7 @@ def check_cpu(models: Iterable[ModelSpec]) -> Finding:
 
     from omai_ray.engines.device import has_int8
 
+    models = list(models)
     found = torch.cpu.get_capabilities()
     named = [name for name, flags in _FEATURES.items() if any(found.get(f) for f in flags)]
     features = f"{os.cpu_count()} CPUs, {', '.join(named) or 'none of ' + ', '.join(_FEATURES)}"
@@ -148,6 +149,14 @@ def check_cpu(models: Iterable[ModelSpec]) -> Finding:
             "failed",
             f"{features}; dtype int8 of {', '.join(lacking)} needs VNNI",
             "set dtype: auto, or take a CPU with VNNI",
+        )
+    beyond = [f"{m.name} ({m.num_cpus:g})" for m in models if m.num_cpus > (os.cpu_count() or 1)]
+    if beyond:
+        return Finding(
+            "cpu",
+            "warning",
+            f"{features}; num_cpus is more for {', '.join(beyond)}",
+            "lower num_cpus: more threads than CPUs are slower; of a cluster its nodes decide",
         )
     return Finding("cpu", "ok", features)
 

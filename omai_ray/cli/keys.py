@@ -14,6 +14,7 @@ from omai_ray.cli.common import (
     add_json,
     add_models,
     changes,
+    check_database,
     database_command,
     date,
     duration_s,
@@ -27,6 +28,18 @@ from omai_ray.errors import ConfigError, NotFound
 from omai_ray.identity.administration import Administration
 from omai_ray.identity.peppers import Peppers, add_version
 from omai_ray.store import Account, ApiKey
+
+_COLUMNS = (
+    "id",
+    "name",
+    "account",
+    "role",
+    "status",
+    "last_four",
+    "last_used",
+    "expires",
+    "pepper",
+)
 
 
 def add(commands: Commands) -> None:
@@ -95,7 +108,7 @@ def _create(args: argparse.Namespace) -> int:
         _, key = await admin.keys.create(account.id, role=args.role, **values)
         return account.name, key
 
-    account, key = with_administration(args, create)
+    account, key = with_administration(args, create, makes=True)
     _show_key(key, args.quiet, f"account  {account}")
     return 0
 
@@ -127,7 +140,8 @@ def _list(args: argparse.Namespace) -> int:
         return keys, {account.id: account for account in accounts}
 
     keys, owners = with_administration(args, read)
-    show([_row(key, owners[key.account_id]) for key in keys], args.json)
+    rows = [_row(key, owners[key.account_id]) for key in keys]
+    show(rows if args.json else [_short(row) for row in rows], args.json)
     return 0
 
 
@@ -136,7 +150,11 @@ def _update(args: argparse.Namespace) -> int:
         key = await admin.keys.update(args.key_id, **_changes(args))
         return key, await admin.accounts.get(key.account_id)
 
-    show([_row(*with_administration(args, update))], args.json)
+    row = _row(*with_administration(args, update))
+    show(
+        [row if args.json else {name: row[name] for name in row if row[name] is not None}],
+        args.json,
+    )
     return 0
 
 
@@ -155,7 +173,9 @@ def _revoke(args: argparse.Namespace) -> int:
 
 
 def _new_pepper(args: argparse.Namespace) -> int:
-    path = settings_of(args).pepper_path
+    settings = settings_of(args)
+    check_database(settings)
+    path = settings.pepper_path
     Peppers.load(path)
     from_s = time.time() + args.after
     version = add_version(path, from_s)
@@ -174,6 +194,17 @@ def _show_key(key: str, quiet: bool, line: str) -> None:
         print(f"{line}\nkey      {key}\n\nKeep it now: it cannot be shown again.")
 
 
+def _status(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires is not None and key.expires <= time.time() else "active"
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells keys apart, which fits a terminal; --json has all of it."""
+    return {name: row[name] for name in _COLUMNS}
+
+
 def _row(key: ApiKey, owner: Account) -> dict[str, Any]:
     return {
         "id": key.id,
@@ -181,6 +212,7 @@ def _row(key: ApiKey, owner: Account) -> dict[str, Any]:
         "account": owner.name,
         "tier": owner.tier,
         "role": key.role,
+        "status": _status(key),
         "last_four": key.last_four,
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,

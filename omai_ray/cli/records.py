@@ -120,6 +120,12 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _dated(details: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return details with times as people read them."""
+    expires = (details or {}).get("expires")
+    return {**(details or {}), "expires": date(expires)} if expires else details
+
+
 def _audit(args: argparse.Namespace) -> int:
     check_limit(args)
 
@@ -151,7 +157,7 @@ def _audit(args: argparse.Namespace) -> int:
             "outcome": entry.outcome,
             "source": entry.source,
             "request_id": entry.request_id,
-            "details": entry.details if args.json else json.dumps(entry.details),
+            "details": entry.details if args.json else json.dumps(_dated(entry.details)),
         }
         for entry in with_administration(args, read)
     ]

@@ -71,9 +71,18 @@ def _serve(args: argparse.Namespace) -> int:
         else:
             print(f"reloaded: {', '.join(changed.catalog.models)}", flush=True)
 
-    serve_until_signal(
-        settings, lambda address: print(f"ready {address}", flush=True), reload, where
-    )
+    def ready(address: str) -> None:
+        print(f"ready {address}", flush=True)
+
+    def ending() -> None:
+        print(
+            f"stopping: requests have up to {settings.drain_s:g} s to end; a second signal cuts "
+            "them off, and what they used is not recorded",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    serve_until_signal(settings, ready, reload, ending, where)
     return 0
 
 

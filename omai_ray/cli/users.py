@@ -64,7 +64,7 @@ def _create(args: argparse.Namespace) -> int:
         )
         return user, await admin.accounts.get(user.account_id)
 
-    user, account = with_administration(args, create)
+    user, account = with_administration(args, create, makes=True)
     print(f"created user {user.name}, {user.role} of the account {account.name} ({account.tier})")
     return 0
 

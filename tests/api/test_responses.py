@@ -329,7 +329,9 @@ async def test_a_failure_in_mid_stream_is_an_error_event_and_a_failed_response(
         ({"tool_choice": "required"}, "tool_choice", "invalid_value", "tools"),
         ({"include": ["everything"]}, "include[0]", "invalid_value", "logprobs"),
         ({"stream_options": {}}, None, "invalid_value", "stream"),
-        ({"messages": []}, "messages", "unknown_parameter", "messages"),
+        ({"messages": []}, "messages", "unknown_parameter", "mean 'input'?"),
+        ({"input": ..., "messages": []}, "messages", "unknown_parameter", "mean 'input'?"),
+        ({"max_tokens": 5}, "max_tokens", "unknown_parameter", "mean 'max_output_tokens'?"),
         (
             {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "x"}}}},
             "text.format",

@@ -153,7 +153,10 @@ async def test_a_value_out_of_range_or_type_is_refused_in_openais_words(
             "chat_template_kwargs",
         ),
         ({"chat_template_kwargs": {}}, "chat_template_kwargs", "unknown_parameter", "kwargs"),
-        ({"guided_json": {}}, "guided_json", "unknown_parameter", "guided_json"),
+        ({"guided_json": {}}, "guided_json", "unknown_parameter", "'guided_json'."),
+        ({"maxTokens": 5}, "maxTokens", "unknown_parameter", "Did you mean 'max_tokens'?"),
+        ({"max_output_tokens": 5}, "max_output_tokens", "unknown_parameter", "'max_completion_"),
+        ({"messages": ..., "input": "x"}, "input", "unknown_parameter", "mean 'messages'?"),
         ({"a" * 5000: 1}, "a" * 197 + "...", "unknown_parameter", "..."),
         ({"model": ...}, "model", "missing_required_parameter", "'model'"),
         ({"messages": ...}, "messages", "missing_required_parameter", "'messages'"),
@@ -369,7 +372,7 @@ async def test_the_first_fault_of_a_list_is_reported_and_the_rest_not_looked_for
     """A hostile body costs one error, not one for each of its millions of elements."""
     counts = []
 
-    def counting(error: Any, value: Any) -> InvalidRequest:
+    def counting(error: Any, *_: object) -> InvalidRequest:
         counts.append(error.error_count())
         return InvalidRequest("x")
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import all as bench
+from deployments.chat import ChatReplica
+from deployments.embedding import EmbeddingReplica
 
 
 @pytest.fixture
@@ -101,3 +105,14 @@ def test_every_benchmark_is_a_program_that_takes_quick() -> None:
     for name in bench.NAMES:
         source = (bench.ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
         assert '"--quick"' in source
+
+
+def test_the_gateways_stubs_take_what_replicas_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its figures would be of failures: the ingress calls them as it calls replicas."""
+    monkeypatch.syspath_prepend(str(bench.ROOT / "benchmarks"))
+    apps = importlib.import_module("gateway_apps")
+    for stub, replica in ((apps.StubChat, ChatReplica), (apps.StubEmbedding, EmbeddingReplica)):
+        for name in ("stream", "answer", "so_far", "embed", "ready"):
+            if hasattr(replica, name):
+                taken = inspect.signature(getattr(replica, name)).parameters
+                assert list(inspect.signature(getattr(stub, name)).parameters) == list(taken)

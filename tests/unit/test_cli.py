@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,47 @@ def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert "[/red] [bold]x" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["keys", "list"],
+        ["keys", "new-pepper"],
+        ["accounts", "show", "lab"],
+        ["users", "list"],
+        ["usage"],
+        ["audit"],
+    ],
+)
+def test_what_reads_makes_no_database(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    """A mistaken directory would seem an empty platform."""
+    line = fails(capsys, *command, "--state-dir", str(tmp_path / "mistaken"))
+    assert "no database in" in line
+    assert not (tmp_path / "mistaken").exists()
+
+
+def test_a_table_of_keys_tells_which_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In few columns; an expired and a revoked one do not."""
+    for expiry in ("90d", "1d", "none"):
+        main(["keys", "create", "--account", "a", "--tier", "pro", "--expires-in", expiry])
+    capsys.readouterr()
+    tomorrow = time.time() + 86_401
+    monkeypatch.setattr("omai_ray.cli.keys.time.time", lambda: tomorrow)
+    main(["keys", "list", "--json"])
+    works = {row["id"]: row["status"] for row in json.loads(capsys.readouterr().out)}
+    assert sorted(works.values()) == ["active", "active", "expired"]
+    gone = next(key for key, status in works.items() if status == "active")
+    main(["keys", "revoke", gone])
+    capsys.readouterr()
+    main(["keys", "list"])
+    table = capsys.readouterr().out.splitlines()
+    assert any(gone in line and "revoked" in line for line in table)
+    assert max(map(len, table)) < 160
+
+
 def test_a_key_is_revoked_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
     """And the list says when."""
     parsed = keys.parse(create_key(capsys, "--tier", "basic"))
@@ -138,6 +180,16 @@ def test_a_password_that_cannot_be_is_refused_unseen(
     line = fails(capsys, "users", "create", "ann", "--tier", "basic", "--password-stdin")
     assert f"got {len(password)}" in line
     assert not password or password not in line
+
+
+def test_a_password_is_typed_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip of the hand changes nothing."""
+    typed = iter(["correct horse", "correct house", "correct horse", "correct horse"])
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
+    assert "differ" in fails(capsys, "users", "create", "ann", "--tier", "basic")
+    assert main(["users", "create", "ann", "--tier", "basic"]) == 0
 
 
 def test_no_password_at_all_is_refused(
@@ -251,3 +303,16 @@ def test_the_command_itself_leaves_no_traceback(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interruption_while_commands_load_is_a_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a later one, and without a traceback."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("omai_ray.cli.build_parser", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == ""

@@ -96,7 +96,7 @@ def test_settings_that_cannot_be_read_fail(
     config.write_text("prot: 1\n")
     status, found = diagnosed(capsys, "--config", str(config))
     assert status == 1
-    assert "prot: Extra inputs" in found["settings"]["found"]
+    assert "prot: no such key" in found["settings"]["found"]
     assert found["torch"]["status"] == "ok"
     assert "port" not in found
 
@@ -201,6 +201,13 @@ def test_int8_without_vnni_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec(name="e", task="embedding", source="x", dtype="int8")
     fails(diagnosis.check_cpu([spec]), "dtype int8 of e needs VNNI", "dtype: auto")
     assert diagnosis.check_cpu([CHAT]).status == "ok"
+
+
+def test_more_cpus_than_there_are_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would serve, slowly."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    found = diagnosis.check_cpu([CHAT.model_copy(update={"num_cpus": 64}), CHAT])
+    assert (found.status, "num_cpus is more for c (64)" in found.found) == ("warning", True)
 
 
 def test_a_missing_gpu_fails_where_a_model_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:

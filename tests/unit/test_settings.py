@@ -70,12 +70,15 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot: 8000", "prot: Extra inputs are not permitted"),
-        ("ingress: {replica: 2}", "ingress.replica: Extra inputs"),
-        ("files: {place: x}", "files.place: Extra inputs"),
+        ("prot: 8000", "prot: no such key .got 8000.; did you mean .port."),
+        ("ingress: {replica: 2}", "ingress.replica: no such key .got 2.; did you mean .replicas"),
+        ("files: {place: x}", "files.place: no such key"),
         ("files: {max_bytes: 0}", "files.max_bytes: .*greater than or equal to 1 .got 0."),
         ("tiers: {a: {requests_per_minute: 1, tokens_per_minute: 1, storage_bytes: 0}}", "a.stor"),
-        ("models: [{name: m, task: chat, source: /x, contxt: 8}]", "models.0.contxt: Extra"),
+        (
+            "models: [{name: m, task: chat, source: /x, contxt: 8}]",
+            "contxt: model .m.: no such key .*mean .context.",
+        ),
         ("port: 70000", "port: .*65535 .got 70000."),
         ("port: many", "port: .*integer.* .got 'many'."),
         ("log_level: LOUD", "log_level: .*'DEBUG'.* .got 'LOUD'."),
@@ -118,6 +121,24 @@ def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, text: str, 
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("environment", "overrides", "words"),
+    [
+        ({"OMAI_PORT": "web"}, {}, r"^OMAI_PORT: .*integer.* \(got 'web'\)$"),
+        ({"OMAI_REDIS_URL": "redis://x"}, {}, r"^\S+a\.yaml: limiter: .*redis_url belongs"),
+        ({"OMAI_PORT": "web"}, {"port": 70000}, r"^port: .*65535 \(got 70000\)$"),
+    ],
+)
+def test_what_is_of_no_file_is_not_blamed_on_it(
+    tmp_path: Path, environment: dict[str, str], overrides: dict[str, int], words: str
+) -> None:
+    """The variable is named, or the key that the command line gave."""
+    path = tmp_path / "a.yaml"
+    path.write_text("host: 127.0.0.1")
+    with pytest.raises(ConfigError, match=words):
+        load_settings(path, overrides, environment)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """With the system's reason; so is one that is no text."""
     with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
@@ -139,7 +160,7 @@ def test_two_problems_are_two_lines(tmp_path: Path) -> None:
 def test_an_environment_value_that_cannot_be_is_refused(tmp_path: Path) -> None:
     """An empty one too."""
     for value in ("", "many", "-1"):
-        with pytest.raises(ConfigError, match="port"):
+        with pytest.raises(ConfigError, match=r"^OMAI_PORT: "):
             load(tmp_path, "", OMAI_PORT=value)
 
 

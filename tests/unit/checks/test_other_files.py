@@ -185,17 +185,25 @@ def test_a_secret_with_its_content_is_found(tmp_path: Path) -> None:
     assert not any("hunter2" in line for line in lines)
 
 
+def test_a_kind_that_kuberay_has_not_is_found(tmp_path: Path) -> None:
+    """Whoever applies it is told by the cluster only."""
+    lines = findings(tmp_path, "apiVersion: ray.io/v1\nkind: RayServise\nmetadata: {name: x}\n")
+    assert any(
+        "kind: KubeRay has no kind 'RayServise'; one of RayService" in line for line in lines
+    )
+
+
 def test_the_settings_inside_a_manifest_are_checked(found: Found) -> None:
     """They are what the pods read."""
     put = change("data", "platform.yaml", "prot: 1")
     (only,) = found(MANIFEST, put, document=0)
-    assert re.search("ConfigMap omai-platform: data.platform.yaml: prot: Extra inputs", only)
+    assert re.search("ConfigMap omai-platform: data.platform.yaml: prot: no such key", only)
 
 
 @pytest.mark.parametrize(
     ("put", "line"),
     [
-        (change("prot", 1), "prot: Extra inputs .*; no such key: correct its name or remove it"),
+        (change("prot", 1), "prot: no such key .*; did you mean .port."),
         (
             change("models", 0, "replicas", {"min": 5, "max": 4}),
             "models.0.replicas: .*raise max to 5",

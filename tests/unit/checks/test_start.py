@@ -21,11 +21,11 @@ MODEL = "models: [{name: m, task: chat, source: %s%s}]\n"
     [
         (
             "prot: 1\n",
-            "prot: Extra inputs are not permitted (got 1); no such key: correct its name",
+            "prot: no such key (got 1); did you mean 'port'?",
         ),
         (
             MODEL % ("/x", ", replicas: {min: 5, max: 4}"),
-            "models.0.replicas: Value error, min is 5, above max of 4: raise max to 5, or",
+            "models.0.replicas: model 'm': min is 5, above max of 4: raise max to 5, or",
         ),
         (
             "database_url: postgresql://omai:hunter2@db/omai\n",

@@ -95,7 +95,9 @@ def serve(state_dir: Path, done: list[str], on_hangup: Callable[[], None]) -> No
         done.append(f"ready {address}")
         signal.raise_signal(signal.SIGHUP)
 
-    serve_until_signal(Settings(state_dir=state_dir), ready, lambda _: on_hangup())
+    serve_until_signal(
+        Settings(state_dir=state_dir), ready, lambda _: on_hangup(), lambda: done.append("ending")
+    )
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
@@ -110,7 +112,7 @@ def test_a_signal_in_the_middle_of_a_reload_ends_the_server(
         served.append("reloaded")
 
     serve(tmp_path, served, reload)
-    assert ["start", "ready http://here", "reload", "stop"] == served
+    assert ["start", "ready http://here", "reload", "ending", "stop"] == served
 
 
 def test_a_reload_that_keeps_the_signal_to_itself_is_the_last(
@@ -126,7 +128,7 @@ def test_a_reload_that_keeps_the_signal_to_itself_is_the_last(
         signal.raise_signal(signal.SIGHUP)
 
     serve(tmp_path, served, reload)
-    assert ["start", "ready http://here", "kept", "stop"] == served
+    assert ["start", "ready http://here", "kept", "ending", "stop"] == served
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
@@ -142,7 +144,7 @@ def test_a_signal_between_reloads_ends_the_server(
         threading.Timer(0.1, signal.pthread_kill, (main, name)).start()
 
     serve(tmp_path, served, reload)
-    assert ["start", "ready http://here", "reloaded", "stop"] == served
+    assert ["start", "ready http://here", "reloaded", "ending", "stop"] == served
 
 
 def test_a_download_of_a_reload_ends_with_a_signal(

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from omai_ray.garbage import start_uncollected
+
+
+@pytest.fixture(autouse=True)
+def _unfrozen() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+def test_what_a_start_makes_is_never_gone_through_again() -> None:
+    """Nor collected while it is made."""
+    with start_uncollected():
+        assert not gc.isenabled()
+        made: list[list[int]] = [[] for _ in range(10_000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= len(made)
+    assert not any(each is made for each in gc.get_objects())
+
+
+def test_a_start_that_fails_leaves_the_collector_as_it_was() -> None:
+    """What was made until then can be collected."""
+    frozen = gc.get_freeze_count()
+    with pytest.raises(ValueError, match="no model"), start_uncollected():
+        raise ValueError("no model")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
