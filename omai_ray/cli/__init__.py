@@ -6,6 +6,7 @@ import argparse
 import atexit
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -42,6 +43,21 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what it does not know with its own usage, not with that of the whole command."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Return the namespace and nothing that is left."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            plain = not any(word.startswith("-") for word in left)
+            hint = " (a pattern such as '*.parquet' must be quoted)" if plain else ""
+            self.error(f"unrecognized arguments: {' '.join(left)}{hint}")
+        return found, left
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     # Here, where an interruption in the middle of these imports ends in no traceback.
@@ -64,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     from omai_ray.settings import CONFIG_VARIABLE, ENVIRONMENT
 
     names = ", ".join([CONFIG_VARIABLE, *ENVIRONMENT])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="omai-ray",
         description="Serve and bulk-run chat and embedding models on Ray, behind the OMAi API.",
         epilog=f"environment: {names} set what the command line leaves open.",

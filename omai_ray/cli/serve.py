@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from omai_ray.cli.common import Commands, add_state_dir, command, settings_of
 from omai_ray.errors import ConfigError
 from omai_ray.identity.first_administrator import NAME, make_first_administrator
 from omai_ray.settings import Settings, load_settings
+from omai_ray.telemetry.logs import configure_logs
+
+_log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -50,6 +54,7 @@ def _serve(args: argparse.Namespace) -> int:
     _make_directory(settings.state_dir)
     if settings.log_file is None:
         settings = settings.model_copy(update={"log_file": settings.state_dir / "omai.log"})
+    configure_logs(settings.log_level, settings.log_file)
     password = make_first_administrator(settings)
     if password is not None:
         print(
@@ -67,14 +72,18 @@ def _serve(args: argparse.Namespace) -> int:
                 kept["port"] = settings.port
             platform.reload(changed.model_copy(update=kept))
         except ConfigError as error:
+            _log.error("not reloaded: %s", error.message)
             print(f"not reloaded: {error.message}", file=sys.stderr, flush=True)
         else:
+            _log.info("reloaded: %s", ", ".join(changed.catalog.models))
             print(f"reloaded: {', '.join(changed.catalog.models)}", flush=True)
 
     def ready(address: str) -> None:
+        _log.info("serving %s at %s", ", ".join(settings.catalog.models), address)
         print(f"ready {address}", flush=True)
 
     def ending() -> None:
+        _log.info("stopping")
         print(
             f"stopping: requests have up to {settings.drain_s:g} s to end; a second signal cuts "
             "them off, and what they used is not recorded",
@@ -83,6 +92,7 @@ def _serve(args: argparse.Namespace) -> int:
         )
 
     serve_until_signal(settings, ready, reload, ending, where)
+    _log.info("stopped")
     return 0
 
 

@@ -63,7 +63,7 @@ omai-ray() {
         sleep 0.5
       done ;;
   esac
-  command omai-ray "$@" <<< "$TEST_PASSWORD"
+  command omai-ray "$@" <<< "$TEST_PASSWORD"$'\n'"$TEST_PASSWORD"
 }
 """
 
@@ -151,7 +151,11 @@ def test_a_page_works_as_pasted(page: str, served: Served, tmp_path: Path) -> No
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "TEST_PASSWORD": PASSWORD,
     }
-    if page in ("README.md", "docs/accounts.md"):  # whose commands are of the server's accounts
+    if page in (
+        "README.md",
+        "docs/accounts.md",
+        "docs/quota.md",
+    ):  # whose commands are of the server's accounts
         environment["OMAI_STATE_DIR"] = str(served.settings.state_dir)
     status, output, errors = run(
         f"{_OMAI_RAY}\n{BEFORE.get(page, '')}\n{script}", environment, tmp_path

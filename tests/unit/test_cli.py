@@ -291,6 +291,22 @@ def test_a_misspelt_command_is_status_2(
     assert "usage: omai-ray" in capsys.readouterr().err
 
 
+def test_what_a_command_does_not_know_is_told_with_its_own_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Words too many are most often a pattern that the shell has expanded."""
+    for words, hint in (
+        (["a.parquet", "b.parquet", "out"], "must be quoted"),
+        (["--fast"], "--fast"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["embed", "in", "out", "--column", "text", *words])
+        assert caught.value.code == 2
+        told = capsys.readouterr().err
+        assert "usage: omai-ray embed" in told
+        assert hint in told
+
+
 def test_the_command_itself_leaves_no_traceback(tmp_path: Path) -> None:
     """As installed: status 1, one line, stdout empty."""
     done = subprocess.run(
