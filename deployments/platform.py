@@ -29,7 +29,7 @@ from deployments.edge import CALLBACK, CALLBACK_VARIABLE, HAPROXY_VARIABLE, THRO
 from omai_ray.catalog import ModelSpec, locate, locate_adapters
 from omai_ray.engines.checkpoint import check_adapter, check_weights
 from omai_ray.errors import ConfigError, OMAiError
-from omai_ray.priority import computing_niceness
+from omai_ray.priority import computing_niceness, usable_cpus
 from omai_ray.settings import EDGE_VARIABLE, EdgeSettings, Settings
 from omai_ray.text.chat_template import ChatTokenizer
 from omai_ray.text.embedding_input import EmbeddingTokenizer, PairTokenizer
@@ -140,15 +140,15 @@ def serve_until_signal(
     settings: Settings,
     on_ready: Callable[[str], None],
     on_hangup: Callable[[Platform], None],
-    on_end: Callable[[], None],
+    on_end: Callable[[float], None],
     where: str = "",
 ) -> None:
     """Start everything, call `on_ready` with the address once it answers, end at SIGINT or SIGTERM.
 
     on_hangup: called at SIGHUP, to reload; SIGINT or SIGTERM end it in the middle. on_end: called
-    before what is being answered is waited for, which a second signal ends. where: the file of the
-    settings, as `FILE: `. Raises ConfigError where it cannot start, KeyboardInterrupt where
-    a signal came before it had.
+    with the seconds for which what is being answered is waited for, unless a second signal comes.
+    where: the file of the settings, as `FILE: `. Raises ConfigError where it cannot start,
+    KeyboardInterrupt where a signal came before it had.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves
@@ -161,9 +161,8 @@ def serve_until_signal(
                 on_ready(address)
                 while came.get() == signal.SIGHUP:
                     on_hangup(platform)
-            on_end()
         finally:
-            platform.stop()
+            platform.stop(on_end)
 
 
 def _signals() -> queue.SimpleQueue[int]:
@@ -319,8 +318,11 @@ class Platform:
                     f"since its start, {there:g}: lower {key}, or replicas.min"
                 )
 
-    def stop(self) -> None:
-        """Let the replicas finish what they are at, for drain_s or to a signal, then end Ray."""
+    def stop(self, on_end: Callable[[float], None]) -> None:
+        """Let the replicas finish what they are at, for drain_s or to a signal, then end Ray.
+
+        on_end: called with drain_s before.
+        """
         import ray
 
         self._cluster_file.unlink(missing_ok=True)
@@ -328,6 +330,7 @@ class Platform:
             return
         with contextlib.suppress(KeyboardInterrupt):
             if self._serves:
+                on_end(self._settings.drain_s)
                 self._drain()
         ray.shutdown()
 
@@ -403,7 +406,7 @@ def _ray_options(settings: Settings) -> dict[str, Any]:
         "address": "local",
         # Serving reserves its share on top of the machine's cores, which idle between requests:
         # a bulk job on the same cluster can then use them all.
-        "num_cpus": serving + _usable_cpus(),
+        "num_cpus": serving + usable_cpus(),
         "include_dashboard": settings.dashboard,
         "dashboard_host": "127.0.0.1",
         "log_to_driver": False,
@@ -448,12 +451,6 @@ def _fresh_ray_directory(state_dir: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{path}, Ray's own directory: {error.strerror or error}") from None
     return path
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _reachable(host: str) -> str:

@@ -84,3 +84,10 @@ def computing_niceness(environment: Mapping[str, str]) -> int:
     if not given.isdecimal() or int(given) > _NICEST:
         raise ValueError(f"{NICENESS_VARIABLE}: {given!r}; a whole number from 0 to {_NICEST}")
     return int(given)
+
+
+def usable_cpus() -> int:
+    """Return the CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
-from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -28,6 +27,7 @@ from pydantic import (
 from omai_ray.catalog import Catalog, ModelSpec, default_models
 from omai_ray.errors import ConfigError
 from omai_ray.secret_literals import secret_literals
+from omai_ray.spelling import meant
 
 ENVIRONMENT = {
     "OMAI_HOST": "host",
@@ -313,12 +313,7 @@ class Settings(BaseModel):
     @property
     def sqlalchemy_url(self) -> str:
         """The database, as SQLAlchemy's async engine wants it."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.database_file}"
-
-    @property
-    def database_file(self) -> Path:
-        """The database where `database_url` names none."""
-        return self.state_dir / "omai.db"
+        return self.database_url or f"sqlite+aiosqlite:///{self.state_dir / 'omai.db'}"
 
 
 class EdgeSettings(BaseModel):
@@ -489,9 +484,10 @@ def _explain(
         remedy = _REMEDIES.get(problem["type"], "")
         if problem["type"] == "extra_forbidden":
             *_, name = problem["loc"]
-            near = get_close_matches(str(name), _keys_at(Settings, problem["loc"][:-1]), 1)
+            keys = _keys_at(Settings, problem["loc"][:-1])
+            near = meant(str(name), keys)
             said = "no such key"
-            remedy = f"; did you mean '{near[0]}'?" if near else "; correct its name or remove it"
+            remedy = f"; did you mean '{near}'?" if near else "; correct its name or remove it"
         lines.append(f"{begin}{of_model}{said}{shown}{remedy}")
     return "\n".join(lines)
 
@@ -500,9 +496,10 @@ def _model_at(loc: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
     """Return whose entry in the list of models a problem is in, as `model 'NAME': `."""
     match loc:
         case ("models", int(place), *_):
-            entry = values["models"][place]
+            models = values["models"]
+            entry = models[place] if isinstance(models, list | tuple) else None
             name = entry.get("name") if isinstance(entry, dict) else None
-            return f"model '{name}': " if isinstance(name, str) else ""
+            return f"model {name!r}: " if isinstance(name, str) else ""
     return ""
 
 

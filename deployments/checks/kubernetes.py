@@ -68,6 +68,7 @@ _WORKER = frozenset(
         "labels",
     ]
 )
+_OTHERS = ("RayJob", "RayCronJob")
 
 
 def check(document: Document, findings: Findings) -> None:
@@ -93,11 +94,11 @@ def check(document: Document, findings: Findings) -> None:
             )
     elif values["kind"] == "RayCluster":
         _check_cluster(document, findings, spec, "spec")
-    elif str(values["apiVersion"]).startswith("ray.io/") and values["kind"] != "RayJob":
+    elif str(values["apiVersion"]).startswith("ray.io/") and values["kind"] not in _OTHERS:
         findings.add(
             document.at("kind"),
             f"KubeRay has no kind '{values['kind']}'",
-            "one of RayService, RayCluster and RayJob",
+            "one of RayService, RayCluster, RayJob and RayCronJob",
         )
 
 

@@ -23,7 +23,7 @@ _REMEMBERED_S = 1800.0  # half-life
 # A rise from one so long time to the next, of so many deviations, goes on.
 _RISE_S = 10
 _SURE = 4.0
-_BLOCK_S = 5  # replicas report once a second, at moments of their own
+_BLOCK_S = 5  # replicas report once a second or more often, at moments of their own
 _NEWEST = 0.02
 _MOST_DISPERSION = 16.0  # a step's own height is no noise
 _NEGLIGIBLE = 1e-7  # of a chance: without end, the highest rates would count for too much

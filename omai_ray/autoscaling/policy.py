@@ -17,7 +17,7 @@ from omai_ray.autoscaling.demand import Demand, Forecaster
 from omai_ray.autoscaling.load import ReplicaLoad
 from omai_ray.autoscaling.throughput import ThroughputCurve
 
-# Reports come once a second: what is older than this has been reported by every replica.
+# Reports come at least once a second: every replica has reported what is older than this.
 REPORTED_S = 2
 _FIRST_STARTUP_S = 10.0
 _LONGEST_STARTUP_S = 900.0

@@ -53,7 +53,8 @@ class _Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(args, namespace)
         if left:
             plain = not any(word.startswith("-") for word in left)
-            hint = " (a pattern such as '*.parquet' must be quoted)" if plain else ""
+            of_corpus = self.prog.endswith((" embed", " plan", " diff"))
+            hint = " (a pattern such as '*.parquet' must be quoted)" if plain and of_corpus else ""
             self.error(f"unrecognized arguments: {' '.join(left)}{hint}")
         return found, left
 

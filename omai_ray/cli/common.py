@@ -23,6 +23,7 @@ from omai_ray.identity.administration import Administration
 from omai_ray.identity.paging import Page
 from omai_ray.identity.registry import Registry
 from omai_ray.settings import Settings, load_settings
+from omai_ray.store.engine import is_there, parse_url
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -125,9 +126,10 @@ def with_administration(
 
 def check_database(settings: Settings) -> None:
     """Raise ConfigError where there is none yet, so that a mistaken directory is not taken."""
-    if settings.database_url is None and not settings.database_file.exists():
+    if not is_there(parse_url(settings.sqlalchemy_url)):
+        where = "at `database_url`" if settings.database_url else f"in {settings.state_dir}"
         raise ConfigError(
-            f"no database in {settings.state_dir}: is it another --state-dir? "
+            f"no database {where}: is it another --state-dir? "
             "`omai-ray serve` makes one, and so do the commands that create"
         )
 

@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, NotFetched, OMAiError
+from omai_ray.priority import usable_cpus
 from omai_ray.settings import Settings
 from omai_ray.store.store import schema_of
 from omai_ray.store.tables import REVISIONS
@@ -150,7 +151,7 @@ def check_cpu(models: Iterable[ModelSpec]) -> Finding:
             f"{features}; dtype int8 of {', '.join(lacking)} needs VNNI",
             "set dtype: auto, or take a CPU with VNNI",
         )
-    beyond = [f"{m.name} ({m.num_cpus:g})" for m in models if m.num_cpus > (os.cpu_count() or 1)]
+    beyond = [f"{m.name} ({m.num_cpus:g})" for m in models if m.num_cpus > usable_cpus()]
     if beyond:
         return Finding(
             "cpu",

@@ -194,14 +194,16 @@ def _show_key(key: str, quiet: bool, line: str) -> None:
         print(f"{line}\nkey      {key}\n\nKeep it now: it cannot be shown again.")
 
 
-def _status(key: ApiKey) -> str:
+def _status(key: ApiKey, owner: Account) -> str:
     if key.revoked_at is not None:
         return "revoked"
-    return "expired" if key.expires is not None and key.expires <= time.time() else "active"
+    if key.expires is not None and key.expires <= time.time():
+        return "expired"
+    return owner.status
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what tells keys apart, which fits a terminal; --json has all of it."""
+    """Return what tells keys apart, and whether they work; --json has all of it."""
     return {name: row[name] for name in _COLUMNS}
 
 
@@ -212,7 +214,7 @@ def _row(key: ApiKey, owner: Account) -> dict[str, Any]:
         "account": owner.name,
         "tier": owner.tier,
         "role": key.role,
-        "status": _status(key),
+        "status": _status(key, owner),
         "last_four": key.last_four,
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,

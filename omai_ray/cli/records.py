@@ -122,8 +122,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _dated(details: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return details with times as people read them."""
-    expires = (details or {}).get("expires")
-    return {**(details or {}), "expires": date(expires)} if expires else details
+    found = details or {}
+    times = {name: date(found[name]) for name in ("expires", "until") if found.get(name)}
+    return {**found, **times} if times else details
 
 
 def _audit(args: argparse.Namespace) -> int:

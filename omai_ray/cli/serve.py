@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _serve(args: argparse.Namespace) -> int:
     _make_directory(settings.state_dir)
     if settings.log_file is None:
         settings = settings.model_copy(update={"log_file": settings.state_dir / "omai.log"})
-    configure_logs(settings.log_level, settings.log_file)
+    _check_log_file(settings.log_file, where)
     password = make_first_administrator(settings)
     if password is not None:
         print(
@@ -62,6 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
             "Keep it now: it is not stored, and is not shown again.",
             file=sys.stderr,
         )
+    configure_logs(settings.log_level, settings.log_file)  # what came before is for the terminal
 
     def reload(platform: Platform) -> None:
         try:
@@ -82,14 +84,15 @@ def _serve(args: argparse.Namespace) -> int:
         _log.info("serving %s at %s", ", ".join(settings.catalog.models), address)
         print(f"ready {address}", flush=True)
 
-    def ending() -> None:
+    def ending(drain_s: float) -> None:
         _log.info("stopping")
-        print(
-            f"stopping: requests have up to {settings.drain_s:g} s to end; a second signal cuts "
-            "them off, and what they used is not recorded",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # who read what is written here may have ended by the same Ctrl-C
+            print(
+                f"stopping: requests have up to {drain_s:g} s to end; a second signal cuts "
+                "them off, and what they used is not recorded",
+                file=sys.stderr,
+                flush=True,
+            )
 
     serve_until_signal(settings, ready, reload, ending, where)
     _log.info("stopped")
@@ -101,6 +104,14 @@ def _make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--state-dir {path}: {error.strerror or error}") from None
+
+
+def _check_log_file(path: Path | None, where: str) -> None:
+    if path is not None:
+        try:
+            path.open("a").close()
+        except OSError as error:
+            raise ConfigError(f"{where}log_file: {path}: {error.strerror or error}") from None
 
 
 def _serve_settings(args: argparse.Namespace) -> Settings:

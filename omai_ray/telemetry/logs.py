@@ -46,6 +46,17 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(entry, default=str)
 
 
+class _LogFile(WatchedFileHandler):
+    """Ends nothing where the file, moved away, cannot be made again: stderr has why."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+
 def configure_logs(level: str, file: Path | str | None = None) -> None:
     """Write this package's logs as JSON lines to a file, or to stderr; the last call counts.
 
@@ -53,7 +64,7 @@ def configure_logs(level: str, file: Path | str | None = None) -> None:
     """
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if file is not None:
-        handler = WatchedFileHandler(file, encoding="utf-8", delay=True)
+        handler = _LogFile(file, encoding="utf-8", delay=True)
     handler.setFormatter(JsonFormatter())
     for name in ("omai_ray", "deployments", "pipelines"):
         logger = logging.getLogger(name)

@@ -52,6 +52,8 @@ PLACEHOLDERS = (
     (" ID ", ' "$ID" '),
     ("keys revoke ID", 'keys revoke "$ID"'),
 )
+# Pages whose commands are of the server's accounts.
+OF_THE_SERVER = {"README.md", "docs/accounts.md", "docs/quota.md"}
 # The command as it is, but with passwords typed, and patient with batches.
 _OMAI_RAY = """
 set -euo pipefail
@@ -151,11 +153,7 @@ def test_a_page_works_as_pasted(page: str, served: Served, tmp_path: Path) -> No
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "TEST_PASSWORD": PASSWORD,
     }
-    if page in (
-        "README.md",
-        "docs/accounts.md",
-        "docs/quota.md",
-    ):  # whose commands are of the server's accounts
+    if page in OF_THE_SERVER:
         environment["OMAI_STATE_DIR"] = str(served.settings.state_dir)
     status, output, errors = run(
         f"{_OMAI_RAY}\n{BEFORE.get(page, '')}\n{script}", environment, tmp_path

@@ -103,6 +103,15 @@ def test_what_reads_makes_no_database(
     assert not (tmp_path / "mistaken").exists()
 
 
+def test_sqlites_file_is_looked_for_where_the_url_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at its own place."""
+    monkeypatch.setenv("OMAI_DATABASE_URL", f"sqlite:///{tmp_path / 'other.db'}")
+    assert "no database at `database_url`" in fails(capsys, "keys", "list")
+    assert not (tmp_path / "other.db").exists()
+
+
 def test_a_table_of_keys_tells_which_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +130,10 @@ def test_a_table_of_keys_tells_which_work(
     main(["keys", "list"])
     table = capsys.readouterr().out.splitlines()
     assert any(gone in line and "revoked" in line for line in table)
+    main(["accounts", "update", "a", "--status", "suspended"])
+    capsys.readouterr()
+    main(["keys", "list"])
+    assert "suspended" in capsys.readouterr().out
     assert max(map(len, table)) < 160
 
 
@@ -305,6 +318,9 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
         told = capsys.readouterr().err
         assert "usage: omai-ray embed" in told
         assert hint in told
+    with pytest.raises(SystemExit):
+        main(["serve", "settings.yaml"])
+    assert capsys.readouterr().err.endswith("unrecognized arguments: settings.yaml\n")
 
 
 def test_the_command_itself_leaves_no_traceback(tmp_path: Path) -> None:
@@ -321,14 +337,20 @@ def test_the_command_itself_leaves_no_traceback(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_interruption_while_commands_load_is_a_status(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a later one, and without a traceback."""
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("omai_ray.cli.build_parser", interrupted)
-    assert main([]) == 130
-    assert capsys.readouterr().err == ""
+def test_an_interruption_while_commands_load_is_a_status() -> None:
+    """As a later one, and without a traceback: what loads them is inside the guard."""
+    script = """
+import sys
+from omai_ray import cli
+assert "omai_ray.cli.serve" not in sys.modules
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "omai_ray.cli.serve":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.exit(cli.main([]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (130, "")

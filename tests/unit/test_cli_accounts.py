@@ -212,6 +212,8 @@ def test_what_cannot_be_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     """On stderr, with status 1."""
+    assert main(["db", "upgrade"]) == 0
+    capsys.readouterr()
     assert words in fails(capsys, *arguments)
 
 
@@ -265,6 +267,7 @@ def test_the_schema_is_shown_and_upgraded(
 ) -> None:
     """An older database ends every command with one line; the upgrade mends it."""
     newest = REVISIONS[-1]
+    run("db", "upgrade")
     assert f"schema {newest}; this omai-ray needs {newest}" in run("db", "status")
     assert f"schema {newest}: nothing to do" in run("db", "upgrade")
     path = tmp_path / "new" / "omai.db"

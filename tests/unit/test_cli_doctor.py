@@ -205,7 +205,7 @@ def test_int8_without_vnni_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_cpus_than_there_are_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would serve, slowly."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("omai_ray.cli.diagnosis.usable_cpus", lambda: 2)
     found = diagnosis.check_cpu([CHAT.model_copy(update={"num_cpus": 64}), CHAT])
     assert (found.status, "num_cpus is more for c (64)" in found.found) == ("warning", True)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,20 @@ def test_what_a_start_makes_is_never_gone_through_again() -> None:
     assert gc.isenabled()
     assert gc.get_freeze_count() >= len(made)
     assert not any(each is made for each in gc.get_objects())
+
+
+def test_what_a_start_leaves_in_cycles_is_gone() -> None:
+    """A model that was converted may be in one."""
+
+    class Tensor:
+        pass
+
+    with start_uncollected():
+        tensor: Any = Tensor()
+        tensor.owner = tensor
+        left = weakref.ref(tensor)
+        del tensor
+    assert left() is None
 
 
 def test_a_start_that_fails_leaves_the_collector_as_it_was() -> None:

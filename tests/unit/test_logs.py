@@ -134,3 +134,15 @@ async def test_what_an_engines_thread_logs_has_the_requests_id(
 def failing(*_: object) -> Any:
     """Fail as a step may."""
     raise RuntimeError(CANARY)
+
+
+def test_a_file_that_cannot_be_made_again_ends_nothing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What logs goes on, and stderr says why there is no line."""
+    directory = tmp_path / "gone"
+    directory.mkdir()
+    configure_logs("INFO", directory / "x.log")
+    directory.rmdir()
+    logging.getLogger("omai_ray.test").info("on")
+    assert "No such file" in capsys.readouterr().err

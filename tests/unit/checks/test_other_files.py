@@ -187,6 +187,8 @@ def test_a_secret_with_its_content_is_found(tmp_path: Path) -> None:
 
 def test_a_kind_that_kuberay_has_not_is_found(tmp_path: Path) -> None:
     """Whoever applies it is told by the cluster only."""
+    has = "apiVersion: ray.io/v1\nkind: RayCronJob\nmetadata: {name: x}\n"
+    assert not any("KubeRay has no kind" in line for line in findings(tmp_path, has))
     lines = findings(tmp_path, "apiVersion: ray.io/v1\nkind: RayServise\nmetadata: {name: x}\n")
     assert any(
         "kind: KubeRay has no kind 'RayServise'; one of RayService" in line for line in lines

@@ -23,6 +23,7 @@ MODEL = "models: [{name: m, task: chat, source: %s%s}]\n"
             "prot: 1\n",
             "prot: no such key (got 1); did you mean 'port'?",
         ),
+        ("log_file: /nowhere/x.log\n", "log_file: /nowhere/x.log: No such file or directory"),
         (
             MODEL % ("/x", ", replicas: {min: 5, max: 4}"),
             "models.0.replicas: model 'm': min is 5, above max of 4: raise max to 5, or",

@@ -81,7 +81,8 @@ def served(monkeypatch: pytest.MonkeyPatch, handlers: None) -> list[str]:
             done.append("start")
             return "http://here"
 
-        def stop(self) -> None:
+        def stop(self, on_end: Callable[[float], None]) -> None:
+            on_end(30.0)
             done.append("stop")
 
     monkeypatch.setattr(platform, "Platform", Noting)
@@ -96,7 +97,7 @@ def serve(state_dir: Path, done: list[str], on_hangup: Callable[[], None]) -> No
         signal.raise_signal(signal.SIGHUP)
 
     serve_until_signal(
-        Settings(state_dir=state_dir), ready, lambda _: on_hangup(), lambda: done.append("ending")
+        Settings(state_dir=state_dir), ready, lambda _: on_hangup(), lambda _: done.append("ending")
     )
 
 
