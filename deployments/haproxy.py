@@ -7,9 +7,11 @@ HAProxy does not start: an open port would be worse.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 from http import HTTPStatus
 from pathlib import Path
@@ -24,6 +26,7 @@ from omai_ray.errors import (
 
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PEER_HEADER = "x-omai-peer"
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG; it stays across exec
 _MARK = "# closed by deployments.haproxy\n"
 HEADERS_S = 10
 """How long a client may take for a request's first line and headers."""
@@ -136,8 +139,18 @@ def main(arguments: list[str]) -> None:
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     os.environ.pop(BINARY_VARIABLE, None)  # that is this program
+    end_with_parent()
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606 - Serve's own arguments
+
+
+def end_with_parent() -> None:
+    """Have HAProxy take no more connections, and finish those it has, once its proxy is gone.
+
+    Else it keeps the port of a server that was killed, in front of nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGUSR1)
 
 
 if __name__ == "__main__":

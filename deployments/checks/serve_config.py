@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +14,7 @@ from deployments.checks.finding import Findings
 from deployments.checks.schema import unknown_keys
 from deployments.checks.secrets_in_file import check_secrets
 from omai_ray.settings import Settings
+from omai_ray.spelling import meant
 
 _OURS = "deployments.app:app"
 
@@ -23,11 +23,11 @@ def check(document: Document, findings: Findings) -> None:
     """Find unknown keys, values that Serve refuses, applications that cannot be imported."""
     check_secrets(document, findings, "name a variable of the cluster's environment instead")
     for key, known in unknown_keys(document.values, ServeDeploySchema):
-        close = get_close_matches(key.rsplit(".", 1)[-1], known, 1)
+        close = meant(key.rsplit(".", 1)[-1], known)
         findings.add(
             document.at(key),
             "no such key",
-            f"did you mean {close[0]}?" if close else f"remove it (there are: {', '.join(known)})",
+            f"did you mean {close}?" if close else f"remove it (there are: {', '.join(known)})",
         )
     _validate(document, findings, ServeDeploySchema, document.values, ())
     for place, application in enumerate(dicts_of(document.values.get("applications"))):

@@ -131,7 +131,8 @@ def test_two_servers_run_side_by_side_and_end_at_sigint(
             process.send_signal(signal.SIGINT)
         assert [process.wait(STOP_S) for process in (first, second)] == [0, 0]
         assert not (one / "cluster.json").exists()
-        log = [json.loads(line)["message"] for line in (one / "omai.log").open(encoding="utf-8")]
+        lines = (one / "omai.log").read_text(encoding="utf-8").splitlines()
+        log = [json.loads(line)["message"] for line in lines]
         assert [
             f"serving omai-gpt-4, text-embedding-ada-002 at {urls[0]}",
             "stopping",

@@ -20,6 +20,7 @@ from deployments.haproxy import closed, write_errors
 from omai_ray.errors import ConfigError
 from tests.programs import free_port
 
+ROOT = Path(__file__).parents[2]
 # In a process of its own: Ray reads its environment when it is imported.
 WRITE = """
 import sys
@@ -197,3 +198,19 @@ def test_errors_of_haproxy_are_in_the_envelope(written: str, tmp_path: Path) -> 
             answer += piece
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "server_is_overloaded"
+
+
+def test_it_ends_with_a_proxy_that_is_killed() -> None:
+    """Whatever HAProxy is at: the kernel tells it, as nobody else can."""
+    child = (
+        "import time; from deployments.haproxy import end_with_parent; end_with_parent(); "
+        "print('ready', flush=True); time.sleep(300)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as proxy:
+        assert proxy.stdout is not None
+        assert proxy.stdout.readline() == "ready\n"
+        proxy.kill()
+        assert proxy.stdout.read() == ""  # the child has its other end open as long as it lives

@@ -54,11 +54,12 @@ def context(
 
 
 def test_serve_gets_the_models_bounds_and_delays_nothing() -> None:
-    """Reports are frequent, delays none, and the policy is made with the model's targets."""
+    """Reports are frequent, most so where they wake a model; the policy has the model's targets."""
     config = autoscaling_config(SPEC)
     assert (0, 0, 5) == (config.min_replicas, config.initial_replicas, config.max_replicas)
     assert (0.0, 0.0) == (config.upscale_delay_s, config.downscale_delay_s)
-    assert config.metrics_interval_s <= 1.0
+    awake = SPEC.model_copy(update={"replicas": Replicas(min=1, max=5)})
+    assert config.metrics_interval_s < autoscaling_config(awake).metrics_interval_s <= 1.0
     assert ServePolicy.__name__ == config.policy.get_policy().__name__
     assert Targets(0, 5, 4, wait_s=2, idle_s=10) == Targets(**config.policy.policy_kwargs)
 
