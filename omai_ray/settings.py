@@ -10,7 +10,7 @@ import os
 from collections.abc import Hashable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -28,6 +28,7 @@ from omai_ray.catalog import Catalog, ModelSpec, default_models
 from omai_ray.errors import ConfigError
 from omai_ray.secret_literals import secret_literals
 from omai_ray.spelling import meant
+from omai_ray.unknown_keys import unknown_keys
 
 ENVIRONMENT = {
     "OMAI_HOST": "host",
@@ -48,9 +49,6 @@ FORM_BYTES = 64 * 1024
 """What an upload's form may have besides the file."""
 
 
-_REMEDIES = {
-    "missing": "; add it",
-}
 BatchBackend = Literal["shared", "own"]
 Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*]+$"), AfterValidator(str.lower)]
 
@@ -472,6 +470,7 @@ def _explain(
     lines = []
     problems = error.errors(include_url=False, include_context=False)
     outer = {p["loc"][:depth] for p in problems for depth in range(len(p["loc"]))}
+    known = dict(unknown_keys(values, Settings))
     for problem in problems:
         if problem["loc"] in outer:
             continue
@@ -480,12 +479,11 @@ def _explain(
         shown = "" if given is None else f" (got {given!r})"
         begin = origins.get(key, f"{where}{key}: ")
         of_model = _model_at(problem["loc"], values)
-        said = problem["msg"].removeprefix("Value error, ")
-        remedy = _REMEDIES.get(problem["type"], "")
-        if problem["type"] == "extra_forbidden":
-            *_, name = problem["loc"]
-            keys = _keys_at(Settings, problem["loc"][:-1])
-            near = meant(str(name), keys)
+        said, remedy = problem["msg"].removeprefix("Value error, "), ""
+        if problem["type"] == "missing":
+            remedy = "; add it"
+        elif problem["type"] == "extra_forbidden":
+            near = meant(str(problem["loc"][-1]), known.get(key, ()))
             said = "no such key"
             remedy = f"; did you mean '{near}'?" if near else "; correct its name or remove it"
         lines.append(f"{begin}{of_model}{said}{shown}{remedy}")
@@ -501,20 +499,6 @@ def _model_at(loc: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
             name = entry.get("name") if isinstance(entry, dict) else None
             return f"model {name!r}: " if isinstance(name, str) else ""
     return ""
-
-
-def _keys_at(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that there may be at a place of the settings, where that is a table."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        fields = kind.model_fields
-        if not loc:
-            return [field.alias or name for name, field in fields.items()]
-        field = fields.get(str(loc[0]))
-        return _keys_at(field.annotation, loc[1:]) if field else []
-    inner = get_args(kind)
-    if get_origin(kind) in (tuple, dict):
-        return _keys_at(inner[-1 if get_origin(kind) is dict else 0], loc[1:]) if loc else []
-    return next((keys for each in inner if (keys := _keys_at(each, loc))), [])
 
 
 def _default_state_dir() -> Path:

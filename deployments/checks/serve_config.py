@@ -11,10 +11,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.checks.documents import Document, dict_of, dicts_of
 from deployments.checks.finding import Findings
-from deployments.checks.schema import unknown_keys
 from deployments.checks.secrets_in_file import check_secrets
 from omai_ray.settings import Settings
 from omai_ray.spelling import meant
+from omai_ray.unknown_keys import unknown_keys
 
 _OURS = "deployments.app:app"
 

@@ -147,13 +147,14 @@ def explain(error: ValidationError, value: Any, fields: Collection[str] = ()) ->
     problems = [(_path(problem, value), problem) for problem in error.errors()]
     # A field by a wrong name is also missing under its own: the name is what is wrong.
     unknown = [str(path[0]) for path, problem in problems if _is_unknown(path, problem)]
-    guesses = {_meant(name, fields) for name in unknown[:_MAX_GUESSED]}
-    problems = [p for p in problems if p[1]["type"] != "missing" or _name(p[0]) not in guesses]
+    guesses = {name: _meant(name, fields) for name in unknown[:_MAX_GUESSED]}
+    named = set(guesses.values())
+    problems = [p for p in problems if p[1]["type"] != "missing" or _name(p[0]) not in named]
     path, problem = max(problems, key=lambda p: (len(p[0]), p[1]["type"] not in _EXPECTED))
     param = _name(path)
     same = [other for other_path, other in problems if other_path == path]
     message, code = _describe(problem, param, same)
-    if _is_unknown(path, problem) and (guess := _meant(param, fields)):
+    if _is_unknown(path, problem) and (guess := guesses.get(param)):
         message += f" Did you mean '{guess}'?"
     return InvalidRequest(message, param=param or None, code=code)
 

@@ -150,11 +150,7 @@ def _update(args: argparse.Namespace) -> int:
         key = await admin.keys.update(args.key_id, **_changes(args))
         return key, await admin.accounts.get(key.account_id)
 
-    row = _row(*with_administration(args, update))
-    show(
-        [row if args.json else {name: row[name] for name in row if row[name] is not None}],
-        args.json,
-    )
+    show([_row(*with_administration(args, update))], args.json)
     return 0
 
 

@@ -23,6 +23,7 @@ ALLOWED = {
     "omai_ray.catalog": ("omai_ray.errors",),
     "omai_ray.secret_literals": (),
     "omai_ray.spelling": (),
+    "omai_ray.unknown_keys": (),
     "omai_ray.garbage": (),
     "omai_ray.storage": ("omai_ray.errors",),
     "omai_ray.settings": (
@@ -30,6 +31,7 @@ ALLOWED = {
         "omai_ray.catalog",
         "omai_ray.secret_literals",
         "omai_ray.spelling",
+        "omai_ray.unknown_keys",
     ),
     "omai_ray.telemetry": ("omai_ray.telemetry",),
     "omai_ray.autoscaling": ("omai_ray.autoscaling", "omai_ray.priority"),

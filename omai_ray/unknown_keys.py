@@ -1,4 +1,4 @@
-"""Unknown keys, by the fields of pydantic models: Serve's own take whatever they do not know."""
+"""Unknown keys, by the fields of pydantic models."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def unknown_keys(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[s
             None,
         )
         if model is None:
+            for inner in _inner(annotation, dict):
+                for name, held in value.items():
+                    yield from unknown_keys(held, inner, f"{key}.{name}" if key else str(name))
             return
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         for name, inner in value.items():
@@ -25,11 +28,17 @@ def unknown_keys(value: Any, annotation: Any, key: str = "") -> Iterator[tuple[s
                 yield path, sorted(fields)
             else:
                 yield from unknown_keys(inner, fields[name].annotation, path)
-    elif isinstance(value, list):
-        for member in _members(annotation):
-            if get_origin(member) is list:
-                for place, inner in enumerate(value):
-                    yield from unknown_keys(inner, get_args(member)[0], f"{key}.{place}")
+    elif isinstance(value, list | tuple):
+        for inner in _inner(annotation, list, tuple):
+            for place, held in enumerate(value):
+                yield from unknown_keys(held, inner, f"{key}.{place}")
+
+
+def _inner(annotation: Any, *kinds: type) -> Iterator[Any]:
+    """Yield the types of what the containers of these kinds hold, of a dict its values."""
+    for member in _members(annotation):
+        if get_origin(member) in kinds and get_args(member):
+            yield get_args(member)[1 if get_origin(member) is dict else 0]
 
 
 def _members(annotation: Any) -> Iterator[Any]:
