@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from omai_ray.engines.native.rows import RowProduct, row_product
 from omai_ray.engines.wiring import Activation, Wiring
 
 _JOINT = "omai_joint"
@@ -23,9 +24,14 @@ class PackedLinear(nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach()
         self._after = ("none", [], "") if activation is None else activation.operands
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        self.row: RowProduct | None = None
+        if activation is None:
+            self.row = row_product(self.weight, linear.weight, self._bias)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
+        if self.row is not None and self.row.fits(values):
+            return self.row(values)
         out: Tensor = self._multiply(values, self.weight, self._bias, *self._after)
         return out
 
@@ -54,17 +60,17 @@ def joined(linears: Sequence[nn.Linear]) -> nn.Linear:
     return one
 
 
-class _Joint:
+class Joint:
     """Linear layers that read the same tensor, as one product: fewer and larger calls."""
 
     def __init__(self, linears: Sequence[nn.Linear], product: Product) -> None:
-        self._product = product(joined(linears))
+        self.product = product(joined(linears))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the outputs of all, side by side; kept with the tensor for the next of them."""
         kept = values.__dict__.get(_JOINT)
         if kept is None or kept[0] is not self:
-            kept = (self, self._product.forward(values))
+            kept = (self, self.product.forward(values))
             values.__dict__[_JOINT] = kept
         made: Tensor = kept[1]
         return made
@@ -73,17 +79,17 @@ class _Joint:
 class JointLinear(nn.Module):
     """One of the linear layers of a joint product: its columns `start` to `end`."""
 
-    def __init__(self, joint: _Joint, start: int, end: int) -> None:
+    def __init__(self, joint: Joint, start: int, end: int) -> None:
         super().__init__()
-        self._joint, self._start, self._width = joint, start, end - start
+        self.joint, self.start, self.width = joint, start, end - start
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., M] for [..., N]."""
-        return self._joint(values).narrow(-1, self._start, self._width)
+        return self.joint(values).narrow(-1, self.start, self.width)
 
 
 def _joint(linears: Sequence[nn.Linear], product: Product) -> dict[nn.Module, nn.Module]:
-    joint = _Joint(linears, product)
+    joint = Joint(linears, product)
     ends = list(itertools.accumulate(linear.out_features for linear in linears))
     return {
         linear: JointLinear(joint, end - linear.out_features, end)

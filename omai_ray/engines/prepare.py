@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,23 +32,37 @@ def prepare(model: Any, probe: Callable[[], Tensor], expected: Tensor, tolerance
     wiring = watch(model, probe)
     native = kernels(model.dtype, model.device.type)
     for found in dict.fromkeys((native, None)):  # with what they compute, or without
-        replacements = _layers(model, wiring, found)
-        rewire(model, replacements)
-        try:
-            why = "values differ" if differs(probe(), expected, tolerance) else ""
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            why = f"{type(error).__name__}: {error}"
+        why = exchange(model, _layers(model, wiring, found), probe, expected, tolerance)
         if not why:
             return
-        _log.info("layers prepared for a %s are given up: %s", model.config.model_type, why)
-        rewire(model, {new: old for old, new in replacements.items()})
-        replacements.clear()  # a copy of all weights, before the next
     restore_rotary()
     _log.warning(
         "the layers of a %s cannot be prepared for this device, so it is slower: %s",
         model.config.model_type,
         why,
     )
+
+
+def exchange(
+    model: Any,
+    replacements: Mapping[nn.Module, nn.Module],
+    probe: Callable[[], Tensor],
+    expected: Tensor,
+    tolerance: float,
+) -> str:
+    """Put layers in the places of others, if the model has the values then that `prepare` asks for.
+
+    Returns "" or, where everything is as it was, why.
+    """
+    rewire(model, replacements)
+    try:
+        why = "values differ" if differs(probe(), expected, tolerance) else ""
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why:
+        _log.info("layers prepared for a %s are given up: %s", model.config.model_type, why)
+        rewire(model, {new: old for old, new in replacements.items()})
+    return why
 
 
 def _is_useful(model: Any) -> bool:

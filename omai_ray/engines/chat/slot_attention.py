@@ -86,6 +86,12 @@ class Step:
         self.between_layers = between_layers
         self._kept: dict[Hashable, Any] = {}  # what all layers ask for
 
+    @property
+    def single(self) -> Neighbours | None:
+        """The one sequence of a step that is one token, None for any other step."""
+        alone = not self.chunks and len(self.neighbours) == 1
+        return self.neighbours[0] if alone and len(self.neighbours[0].lengths) == 1 else None
+
     def extents(self, group: Neighbours, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return where a group's sequences start, int64 [S], and their lengths, int32 [S]."""
 
@@ -175,6 +181,10 @@ class KeyValues:
             self._layers[index] = (self._make(key), self._make(value))
         return self._layers[index]
 
+    def known(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return all keys and values of a layer, None before its first use."""
+        return self._layers.get(index)
+
     def copy(self, copies: Iterable[tuple[int, int, int]]) -> None:
         """Copy places, in order, each (source, target, count), which may overlap."""
         parts = [part for pair in self._layers.values() for part in pair]
@@ -219,7 +229,7 @@ def _independent(copies: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[
 
 
 def slot_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

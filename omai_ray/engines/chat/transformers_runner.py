@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from omai_ray.catalog import ModelSpec, locate_adapters
 from omai_ray.engines.chat.arena import Arena, Extent, extent_size
 from omai_ray.engines.chat.decode_graphs import DecodeGraphs
+from omai_ray.engines.chat.decoder_layer import decoder_layers
 from omai_ray.engines.chat.gpu_attention import Singles, layout
 from omai_ray.engines.chat.lora import add_adapters
 from omai_ray.engines.chat.memory import affordable_places
@@ -36,7 +37,7 @@ from omai_ray.engines.chat.slot_attention import (
 from omai_ray.engines.device import choose_device, choose_dtype, has_bfloat16, keep_freed_memory
 from omai_ray.engines.flash import HALF
 from omai_ray.engines.native.kernels import kernels
-from omai_ray.engines.prepare import differs, prepare
+from omai_ray.engines.prepare import differs, exchange, prepare
 from omai_ray.errors import CheckpointError
 
 LEAST_EXTENT = 64
@@ -205,7 +206,12 @@ class TransformersRunner:
                 f"a {self._model.config.model_type} model cannot be served by the `transformers` "
                 f"engine: {error}"
             ) from error
-        prepare(self._model, lambda: self._probe(ids), expected, tolerance)
+
+        def probe() -> Tensor:
+            return self._probe(ids)
+
+        prepare(self._model, probe, expected, tolerance)
+        exchange(self._model, decoder_layers(self._model), probe, expected, tolerance)
 
     def _probe(self, ids: list[int]) -> Tensor:
         """Return the logits after the last three tokens, computed in two chunks and a decode."""

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include <omp.h>
+
 namespace {
 
 struct Half {
@@ -187,6 +189,172 @@ void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int 
     }
 }
 
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+
+template <class V>
+inline V read(const void* from) {
+    V out;
+    std::memcpy(&out, from, sizeof(V));
+    return out;
+}
+
+// A linear layer with its weights in oneDNN's order: blocks of `block` outputs, and in a block all
+// inputs, `pair` of them side by side for each output in turn. `padded` inputs have room.
+template <class T>
+struct Product {
+    const T* weight;
+    const T* bias;  // or null
+    int32_t outputs, inputs, padded, block, pair;
+};
+
+// Outputs `first` to `first + V * kLanes` of a block, from one row x [padded].
+template <int V>
+void multiply_columns(const float* weight, const float* x, int inputs, int block, int, float* out) {
+    Vector sums[V] = {};
+    for (int i = 0; i < inputs; i++)
+        for (int v = 0; v < V; v++)
+            sums[v] += read<Vector>(weight + int64_t(i) * block + v * kLanes) * x[i];
+    std::memcpy(out, sums, sizeof(sums));
+}
+
+template <int V>
+void multiply_columns(const Half* weight, const float* x, int inputs, int block, int pair,
+                      float* out) {
+    Vector sums[V] = {};
+    if (pair == 2) {
+        const Half* own = weight;
+        for (int i = 0; i < inputs; i += 2, own += 2 * int64_t(block))
+            for (int v = 0; v < V; v++) {
+                const Bits both = read<Bits>(own + 2 * v * kLanes);
+                sums[v] += Vector(both << 16) * x[i];
+                sums[v] += Vector(both & 0xffff0000u) * x[i + 1];
+            }
+    } else {
+        for (int i = 0; i < inputs; i++)
+            for (int v = 0; v < V; v++) {
+                const Half* own = weight + int64_t(i) * block + v * kLanes;
+                Vector values;
+                for (int lane = 0; lane < kLanes; lane++) values[lane] = load(own[lane]);
+                sums[v] += values * x[i];
+            }
+    }
+    std::memcpy(out, sums, sizeof(sums));
+}
+
+// One row: x [inputs] -> out [outputs]. It takes as long as the weights take to be read.
+template <class T>
+void multiply_row(const Product<T>& product, const T* x, T* out, int threads) {
+    constexpr int kUnit = 16;  // outputs that a block has a multiple of
+    static thread_local std::vector<float> room;
+    room.assign(product.padded + 1, 0.0f);  // a pair's second may lie beyond
+    float* row = room.data();
+    for (int i = 0; i < product.inputs; i++) row[i] = load(x[i]);
+    const int half = product.block == 64 ? 32 : kUnit;
+    const int parts = (product.outputs + half - 1) / half;
+    const int together = std::max(1, std::min(threads, parts));
+#pragma omp parallel num_threads(together)
+    {
+        const int team = omp_get_num_threads(), own = omp_get_thread_num();
+        int first = int(int64_t(parts) * own / team) * half;
+        const int end = std::min(int(int64_t(parts) * (own + 1) / team) * half, product.outputs);
+        float made[64];
+        while (first < end) {
+            const int block = first / product.block, inside = first % product.block;
+            const T* weight = product.weight +
+                              int64_t(block) * product.block * product.padded +
+                              inside * product.pair;
+            int count = half;
+            if (half == 32 && inside == 0 && first + 32 < end) {
+                count = 64;
+                multiply_columns<64 / kLanes>(weight, row, product.inputs, 64, product.pair, made);
+            } else if (half == 32) {
+                multiply_columns<32 / kLanes>(weight, row, product.inputs, 64, product.pair, made);
+            } else {
+                multiply_columns<kUnit / kLanes>(weight, row, product.inputs, product.block,
+                                                 product.pair, made);
+            }
+            const int kept = std::min(count, product.outputs - first);
+            for (int k = 0; k < kept; k++)
+                store(out[first + k],
+                      product.bias ? made[k] + load(product.bias[first + k]) : made[k]);
+            first += count;
+        }
+    }
+}
+
+// Root mean square normalisation, as rms_norm takes it; weight is null where there is none.
+template <class T>
+struct Norm {
+    const T* weight;
+    float epsilon, offset;
+    int32_t early;
+};
+
+// A decoder's layer: attention and a gated block, each on what its norm makes of the sum so far.
+// query_norm and key_norm are of heads.
+template <class T>
+struct Layer {
+    Norm<T> first, second, query_norm, key_norm;
+    Product<T> joint, projection, both, down;  // joint: query, key and value side by side
+    int32_t heads, key_heads, width, window, gate_first;
+    float scale;
+};
+
+template <class T>
+void normalise(const Norm<T>& norm, const T* x, T* out, int64_t rows, int width) {
+    rms_norm(x, norm.weight, out, rows, width, norm.epsilon, norm.offset, norm.early, 1);
+}
+
+template <class T>
+void add(const T* x, const T* y, T* out, int width) {
+    for (int d = 0; d < width; d++) store(out[d], load(x[d]) + load(y[d]));
+}
+
+// One token of one sequence through a layer: x [N] -> out [N], cos and sin [width].
+template <class T>
+void decode(const Layer<T>& layer, const T* x, T* out, const T* cos, const T* sin, T* keys,
+            T* values, int64_t start, int32_t length, int threads) {
+    const int hidden = layer.joint.inputs, inner = layer.down.inputs, width = layer.width;
+    const int query = layer.heads * width, key = layer.key_heads * width;
+    static thread_local std::vector<T> room;
+    room.resize(3 * hidden + 3 * query + 4 * key + 3 * inner);
+    T* normed = room.data();
+    T* made = normed + hidden;
+    T* sum = made + hidden;
+    T* joint = sum + hidden;
+    T* rotated = joint + query + 2 * key;
+    T* attended = rotated + query + key;
+    T* both = attended + query;
+    T* product = both + 2 * inner;
+
+    normalise(layer.first, x, normed, 1, hidden);
+    multiply_row(layer.joint, normed, joint, threads);
+    if (layer.query_norm.weight) normalise(layer.query_norm, joint, joint, layer.heads, width);
+    if (layer.key_norm.weight)
+        normalise(layer.key_norm, joint + query, joint + query, layer.key_heads, width);
+    const int rotated_heads = layer.heads + layer.key_heads;
+    rotate(joint, cos, sin, rotated, 1, rotated_heads, width, 0, width, 1);
+    const int64_t strides[6] = {0, width, 0, width, 0, width};
+    attend(rotated, rotated + query, joint + query + key, keys, values, attended, &start, &length,
+           1, layer.heads, layer.key_heads, width, strides, layer.scale, layer.window, threads);
+    multiply_row(layer.projection, attended, made, threads);
+    add(x, made, sum, hidden);
+
+    normalise(layer.second, sum, normed, 1, hidden);
+    multiply_row(layer.both, normed, both, threads);
+    const T* gate = layer.gate_first ? both : both + inner;
+    const T* up = layer.gate_first ? both + inner : both;
+    silu_product(gate, up, product, 1, inner, 2 * inner, 1);
+    multiply_row(layer.down, product, made, threads);
+    add(sum, made, out, hidden);
+}
+
 }  // namespace
 
 #define FOR_TYPE(T, NAME)                                                                          \
@@ -214,6 +382,15 @@ void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t tokens, int 
     extern "C" void silu_product_##NAME(const T* gate, const T* up, T* out, int64_t rows,         \
                                         int width, int64_t stride, int threads) {                 \
         silu_product(gate, up, out, rows, width, stride, threads);                                \
+    }                                                                                              \
+    extern "C" void multiply_row_##NAME(const Product<T>* product, const T* x, T* out,            \
+                                        int threads) {                                            \
+        multiply_row(*product, x, out, threads);                                                  \
+    }                                                                                              \
+    extern "C" void decode_##NAME(const Layer<T>* layer, const T* x, T* out, const T* cos,        \
+                                  const T* sin, T* keys, T* values, int64_t start,                \
+                                  int32_t length, int threads) {                                  \
+        decode(*layer, x, out, cos, sin, keys, values, start, length, threads);                   \
     }
 
 FOR_TYPE(float, float32)

@@ -21,7 +21,42 @@ _ARGUMENTS = {
     "rms_norm": [*[_POINTER] * 3, _LONG, _INT, _FLOAT, _FLOAT, _INT, _INT],
     "rotate": [*[_POINTER] * 4, _LONG, _INT, _INT, _LONG, _LONG, _INT],
     "silu_product": [*[_POINTER] * 3, _LONG, _INT, _LONG, _INT],
+    "multiply_row": [*[_POINTER] * 3, _INT],
+    "decode": [*[_POINTER] * 7, _LONG, _INT, _INT],
 }
+
+
+class Packed(ctypes.Structure):
+    """A linear layer in oneDNN's order, the `Product` of kernels.cpp."""
+
+    _fields_ = [
+        ("weight", _POINTER),
+        ("bias", _POINTER),
+        *((name, ctypes.c_int32) for name in ("outputs", "inputs", "padded", "block", "pair")),
+    ]
+
+
+class PackedNorm(ctypes.Structure):
+    """The `Norm` of kernels.cpp."""
+
+    _fields_ = [
+        *(("weight", _POINTER), ("epsilon", _FLOAT), ("offset", _FLOAT)),
+        ("early", ctypes.c_int32),
+    ]
+
+
+class PackedLayer(ctypes.Structure):
+    """The `Layer` of kernels.cpp."""
+
+    _fields_ = [
+        *((name, PackedNorm) for name in ("first", "second", "query_norm", "key_norm")),
+        *((name, Packed) for name in ("joint", "projection", "both", "down")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("heads", "key_heads", "width", "window", "gate_first")
+        ),
+        ("scale", _FLOAT),
+    ]
 
 
 class Kernels(ABC):
@@ -80,10 +115,12 @@ class CpuKernels(Kernels):
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self._attend, self._rms_norm, self._rotate, self._silu_product = (
+        functions = [
             _function(library, f"{name}_{_NAMES[dtype]}", arguments)
             for name, arguments in _ARGUMENTS.items()
-        )
+        ]
+        self._attend, self._rms_norm, self._rotate, self._silu_product = functions[:4]
+        self._multiply_row, self._decode = functions[4:]
 
     def attend(
         self,
@@ -134,6 +171,8 @@ class CpuKernels(Kernels):
         if states.stride(2) != 1:
             states = states.contiguous()
         heads, tokens, width = states.shape
+        if not cos.shape == sin.shape == (tokens, width) or width % 2:
+            raise TypeError(f"{tokens} tokens of {width} values were given others' positions")
         out = states.new_empty(tokens, heads, width)
         self._rotate(
             *(states.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr()),
@@ -153,6 +192,43 @@ class CpuKernels(Kernels):
         self._silu_product(
             *(gate, up, out.data_ptr()),
             *(both.numel() // (2 * width), width, 2 * width, torch.get_num_threads()),
+        )
+        return out
+
+    def multiply_row(self, product: Packed, row: Tensor, out: Tensor) -> None:
+        """Multiply one row of N values, contiguous, into out, of M, likewise."""
+        self._check(row, out)
+        self._multiply_row(
+            *(ctypes.byref(product), row.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        )
+
+    def decode(
+        self,
+        layer: PackedLayer,
+        values: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        past: Tensor,
+        start: int,
+        length: int,
+    ) -> Tensor:
+        """Return what a layer makes of one token of one sequence, values [..., N], contiguous.
+
+        keys and past, its values, are [places, K, D], as `attend` takes them; so are `start` and
+        `length`. cos and sin: of D values. Raises TypeError for other sizes.
+        """
+        self._check(values, cos, sin, keys, past)
+        inputs, width = layer.joint.inputs, layer.width
+        fits = keys.shape[1:] == past.shape[1:] == (layer.key_heads, width)
+        fits = fits and start + length <= min(len(keys), len(past))
+        if not fits or values.numel() != inputs or not cos.numel() == sin.numel() == width:
+            raise TypeError(f"a layer of {inputs} inputs was given tensors of other sizes")
+        out = torch.empty_like(values)
+        self._decode(
+            *(ctypes.byref(layer), values.data_ptr(), out.data_ptr()),
+            *(cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), past.data_ptr()),
+            *(start, length, torch.get_num_threads()),
         )
         return out
 

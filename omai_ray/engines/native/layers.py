@@ -22,15 +22,13 @@ class NativeRmsNorm(nn.Module):
         self, kernels: Kernels, weight: Tensor, epsilon: float, form: tuple[float, bool]
     ) -> None:
         super().__init__()
-        self._kernels, self._epsilon = kernels, epsilon
-        self._offset, self._early = form
-        self._weight = weight.detach().contiguous()
+        self._kernels, self.epsilon = kernels, epsilon
+        self.offset, self.early = form
+        self.weight = weight.detach().contiguous()
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
-        return self._kernels.rms_norm(
-            values, self._weight, self._epsilon, self._offset, self._early
-        )
+        return self._kernels.rms_norm(values, self.weight, self.epsilon, self.offset, self.early)
 
 
 class NativeGatedMlp(nn.Module):
@@ -40,14 +38,14 @@ class NativeGatedMlp(nn.Module):
         self, kernels: Kernels, both: nn.Module, down: nn.Module, *, gate_first: bool
     ) -> None:
         super().__init__()
-        self._kernels, self._gate_first = kernels, gate_first
-        self._both, self._down = both, down
+        self._kernels, self.gate_first = kernels, gate_first
+        self.both, self.down = both, down
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
-        both = self._both.forward(values)  # a module's call costs more than the kernel
-        made: Tensor = self._down.forward(
-            self._kernels.silu_product(both, gate_first=self._gate_first)
+        both = self.both.forward(values)  # a module's call costs more than the kernel
+        made: Tensor = self.down.forward(
+            self._kernels.silu_product(both, gate_first=self.gate_first)
         )
         return made
 
