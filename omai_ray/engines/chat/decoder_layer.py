@@ -24,7 +24,7 @@ from omai_ray.engines.native.kernels import (
 )
 from omai_ray.engines.native.layers import NativeGatedMlp, NativeRmsNorm
 
-_Norms = tuple[NativeRmsNorm, NativeRmsNorm]
+_Norms = tuple[NativeRmsNorm | None, ...]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,17 @@ class _Attention:
     width: int
     scale: float
     window: int | None
-    head_norms: _Norms | None
+    query_norm: NativeRmsNorm | None
+    key_norm: NativeRmsNorm | None
     joint: PackedLinear
     projection: PackedLinear
 
 
 class DecoderLayer(nn.Module):
-    """Attention and a gated block, each on a norm of the sum so far, to which it is added."""
+    """Attention and a gated block, each on a norm of the sum so far, to which it is added.
+
+    norms: those before and after attention, before and after the block.
+    """
 
     def __init__(
         self,
@@ -54,7 +58,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self._kernels, self._attention, self._mlp = found, attention, mlp
-        self._first, self._second = norms
+        self._norms = norms
         self._packed = _pack(norms, attention, mlp)
 
     def forward(
@@ -77,11 +81,11 @@ class DecoderLayer(nn.Module):
                 *(self._packed, hidden_states.contiguous(), cos, sin, *past),
                 *(single.start, single.lengths[0]),
             )
-        joint = own.joint.forward(self._first.forward(hidden_states))[0]
+        attention_first, attention_last, block_first, block_last = self._norms
+        joint = own.joint.forward(_normed(attention_first, hidden_states))[0]
         parts = joint.view(len(joint), -1, own.width)
         query, key, value = torch.split(parts, [own.heads, own.key_heads, own.key_heads], dim=1)
-        if own.head_norms is not None:
-            query, key = own.head_norms[0].forward(query), own.head_norms[1].forward(key)
+        query, key = _normed(own.query_norm, query), _normed(own.key_norm, key)
         query, key, value = (part.transpose(0, 1) for part in (query, key, value))
         query, key = (self._kernels.rotate(part, cos, sin) for part in (query, key))
         attended, _ = slot_attention(
@@ -92,8 +96,14 @@ class DecoderLayer(nn.Module):
             step=step,
             memory=memory,
         )
-        hidden_states = hidden_states + own.projection.forward(attended.flatten(2))
-        return hidden_states + self._mlp.forward(self._second.forward(hidden_states))
+        made = own.projection.forward(attended.flatten(2))
+        hidden_states = hidden_states + _normed(attention_last, made)
+        made = self._mlp.forward(_normed(block_first, hidden_states))
+        return hidden_states + _normed(block_last, made)
+
+
+def _normed(norm: NativeRmsNorm | None, values: Tensor) -> Tensor:
+    return values if norm is None else norm.forward(values)
 
 
 def decoder_layers(model: Any) -> dict[nn.Module, nn.Module]:
@@ -109,12 +119,13 @@ def _decoder_layer(module: nn.Module, found: CpuKernels) -> DecoderLayer | None:
     norms = [child for child in module.children() if isinstance(child, NativeRmsNorm)]
     mlps = [child for child in module.children() if isinstance(child, NativeGatedMlp)]
     others = [child for child in module.children() if child not in (*norms, *mlps)]
-    if (len(norms), len(mlps), len(others)) != (2, 1, 1):
+    if len(norms) not in (2, 4) or (len(mlps), len(others)) != (1, 1):
         return None
-    attention, mlp, pair = _attention(others[0]), mlps[0], (norms[0], norms[1])
-    if attention is None or not _fit(pair, attention, mlp):
+    attention, mlp = _attention(others[0]), mlps[0]
+    around = tuple(norms) if len(norms) == 4 else (norms[0], None, norms[1], None)
+    if attention is None or not _fit(around, attention, mlp):
         return None
-    return DecoderLayer(found, pair, attention, mlp)
+    return DecoderLayer(found, around, attention, mlp)
 
 
 def _attention(module: Any) -> _Attention | None:
@@ -136,8 +147,16 @@ def _attention(module: Any) -> _Attention | None:
     except (AttributeError, TypeError):
         return None
     return _Attention(
-        *(layer, query.width // width, key.width // width, width, scale, window),
-        *((norms[0], norms[1]) if norms else None, product, projection),
+        layer_idx=layer,
+        heads=query.width // width,
+        key_heads=key.width // width,
+        width=width,
+        scale=scale,
+        window=window,
+        query_norm=norms[0] if norms else None,
+        key_norm=norms[1] if norms else None,
+        joint=product,
+        projection=projection,
     )
 
 
@@ -151,11 +170,12 @@ def _fit(norms: _Norms, attention: _Attention, mlp: NativeGatedMlp) -> bool:
     found = [tuple(linear.weight.shape) for linear in _linears(attention, mlp)]
     hidden, inner = found[0][1], found[-1][1]
     query, key = attention.heads * attention.width, attention.key_heads * attention.width
+    of_heads = attention.query_norm, attention.key_norm
     sizes = [(query + 2 * key, hidden), (hidden, query), (2 * inner, hidden), (hidden, inner)]
     return (
         found == sizes
-        and all(len(norm.weight) == hidden for norm in norms)
-        and all(len(norm.weight) == attention.width for norm in attention.head_norms or ())
+        and all(norm is None or len(norm.weight) == hidden for norm in norms)
+        and all(norm is None or len(norm.weight) == attention.width for norm in of_heads)
         and attention.heads % attention.key_heads == attention.width % 2 == 0
     )
 
@@ -167,10 +187,10 @@ def _pack(norms: _Norms, attention: _Attention, mlp: NativeGatedMlp) -> PackedLa
     if len(packed) != len(rows) or attention.width > WIDEST_HEAD:
         return None
     return PackedLayer(
-        *(_pack_norm(norm) for norm in (*norms, *(attention.head_norms or (None, None)))),
+        *(_pack_norm(norm) for norm in (*norms, attention.query_norm, attention.key_norm)),
         *packed,
         *(attention.heads, attention.key_heads, attention.width, attention.window or 0),
-        *(mlp.gate_first, attention.scale),
+        *(mlp.gate_first, mlp.gate == "gelu", attention.scale),
     )
 
 

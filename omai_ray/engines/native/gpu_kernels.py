@@ -303,8 +303,8 @@ class GpuKernels(Kernels):
         )
         return out.transpose(0, 1)
 
-    def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
-        """See `Kernels`."""
+    def gated_product(self, both: Tensor, *, gate_first: bool, gate: str) -> Tensor:
+        """See `Kernels`; SiLU is the only one of the gates."""
         self._check(both)
         both = both.contiguous()
         width = both.shape[-1] // 2

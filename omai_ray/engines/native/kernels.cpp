@@ -149,9 +149,13 @@ void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int width, floa
     }
 }
 
+// gelu: the gate's function, approximated by a hyperbolic tangent as most do; else SiLU. Both are the
+// gate times a sigmoid, GELU's of 2 sqrt(2 / pi) (x + 0.044715 x^3).
 template <class T>
-void silu_product(const T* gate, const T* up, T* out, int64_t rows, int width, int64_t stride,
-                  int threads) {
+void gated_product(const T* gate, const T* up, T* out, int64_t rows, int width, int64_t stride,
+                   int gelu, int threads) {
+    const float linear = gelu ? 1.5957691216f : 1.0f;
+    const float cubic = gelu ? 1.5957691216f * 0.044715f : 0.0f;
 #pragma omp parallel for num_threads(threads) if (rows > 4)
     for (int64_t row = 0; row < rows; row++) {
         const T* own = gate + row * stride;
@@ -159,8 +163,9 @@ void silu_product(const T* gate, const T* up, T* out, int64_t rows, int width, i
         T* place = out + row * width;
         for (int d = 0; d < width; d++) {
             const float x = load(own[d]);
-            const float e = exponential(-std::fabs(x));
-            const float sigmoid = (x >= 0 ? 1.0f : e) / (1.0f + e);
+            const float z = x * (linear + cubic * x * x);
+            const float e = exponential(-std::fabs(z));
+            const float sigmoid = (z >= 0 ? 1.0f : e) / (1.0f + e);
             store(place[d], rounded<T>(x * sigmoid) * load(other[d]));
         }
     }
@@ -296,19 +301,20 @@ struct Norm {
     int32_t early;
 };
 
-// A decoder's layer: attention and a gated block, each on what its norm makes of the sum so far.
-// query_norm and key_norm are of heads.
+// A decoder's layer: attention and a gated block, each on what its first norm makes of the sum so
+// far, and added to it through its last norm. query_norm and key_norm are of heads.
 template <class T>
 struct Layer {
-    Norm<T> first, second, query_norm, key_norm;
+    Norm<T> attention_first, attention_last, block_first, block_last, query_norm, key_norm;
     Product<T> joint, projection, both, down;  // joint: query, key and value side by side
-    int32_t heads, key_heads, width, window, gate_first;
+    int32_t heads, key_heads, width, window, gate_first, gelu;
     float scale;
 };
 
 template <class T>
-void normalise(const Norm<T>& norm, const T* x, T* out, int64_t rows, int width) {
-    rms_norm(x, norm.weight, out, rows, width, norm.epsilon, norm.offset, norm.early, 1);
+void normalise(const Norm<T>& norm, T* x, int64_t rows, int width) {
+    if (norm.weight)
+        rms_norm(x, norm.weight, x, rows, width, norm.epsilon, norm.offset, norm.early, 1);
 }
 
 template <class T>
@@ -333,25 +339,28 @@ void decode(const Layer<T>& layer, const T* x, T* out, const T* cos, const T* si
     T* both = attended + query;
     T* product = both + 2 * inner;
 
-    normalise(layer.first, x, normed, 1, hidden);
+    std::copy(x, x + hidden, normed);
+    normalise(layer.attention_first, normed, 1, hidden);
     multiply_row(layer.joint, normed, joint, threads);
-    if (layer.query_norm.weight) normalise(layer.query_norm, joint, joint, layer.heads, width);
-    if (layer.key_norm.weight)
-        normalise(layer.key_norm, joint + query, joint + query, layer.key_heads, width);
+    normalise(layer.query_norm, joint, layer.heads, width);
+    normalise(layer.key_norm, joint + query, layer.key_heads, width);
     const int rotated_heads = layer.heads + layer.key_heads;
     rotate(joint, cos, sin, rotated, 1, rotated_heads, width, 0, width, 1);
     const int64_t strides[6] = {0, width, 0, width, 0, width};
     attend(rotated, rotated + query, joint + query + key, keys, values, attended, &start, &length,
            1, layer.heads, layer.key_heads, width, strides, layer.scale, layer.window, threads);
     multiply_row(layer.projection, attended, made, threads);
+    normalise(layer.attention_last, made, 1, hidden);
     add(x, made, sum, hidden);
 
-    normalise(layer.second, sum, normed, 1, hidden);
+    std::copy(sum, sum + hidden, normed);
+    normalise(layer.block_first, normed, 1, hidden);
     multiply_row(layer.both, normed, both, threads);
     const T* gate = layer.gate_first ? both : both + inner;
     const T* up = layer.gate_first ? both + inner : both;
-    silu_product(gate, up, product, 1, inner, 2 * inner, 1);
+    gated_product(gate, up, product, 1, inner, 2 * inner, layer.gelu, 1);
     multiply_row(layer.down, product, made, threads);
+    normalise(layer.block_last, made, 1, hidden);
     add(sum, made, out, hidden);
 }
 
@@ -379,9 +388,9 @@ void decode(const Layer<T>& layer, const T* x, T* out, const T* cos, const T* si
                                   int64_t head_stride, int threads) {                             \
         rotate(x, cos, sin, out, tokens, heads, width, token_stride, head_stride, threads);       \
     }                                                                                              \
-    extern "C" void silu_product_##NAME(const T* gate, const T* up, T* out, int64_t rows,         \
-                                        int width, int64_t stride, int threads) {                 \
-        silu_product(gate, up, out, rows, width, stride, threads);                                \
+    extern "C" void gated_product_##NAME(const T* gate, const T* up, T* out, int64_t rows,        \
+                                         int width, int64_t stride, int gelu, int threads) {       \
+        gated_product(gate, up, out, rows, width, stride, gelu, threads);                         \
     }                                                                                              \
     extern "C" void multiply_row_##NAME(const Product<T>* product, const T* x, T* out,            \
                                         int threads) {                                            \

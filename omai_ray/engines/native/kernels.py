@@ -5,14 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from omai_ray.engines.native.build import library
 
 WIDEST_HEAD = 512  # as kernels.cpp has it
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu": functools.partial(gelu, approximate="tanh"),
+}
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
@@ -20,7 +26,7 @@ _ARGUMENTS = {
     "attend": [*[_POINTER] * 8, *[_INT] * 4, *[_LONG] * 6, _FLOAT, _INT, _INT],
     "rms_norm": [*[_POINTER] * 3, _LONG, _INT, _FLOAT, _FLOAT, _INT, _INT],
     "rotate": [*[_POINTER] * 4, _LONG, _INT, _INT, _LONG, _LONG, _INT],
-    "silu_product": [*[_POINTER] * 3, _LONG, _INT, _LONG, _INT],
+    "gated_product": [*[_POINTER] * 3, _LONG, _INT, _LONG, _INT, _INT],
     "multiply_row": [*[_POINTER] * 3, _INT],
     "decode": [*[_POINTER] * 7, _LONG, _INT, _INT],
 }
@@ -49,18 +55,24 @@ class PackedLayer(ctypes.Structure):
     """The `Layer` of kernels.cpp."""
 
     _fields_ = [
-        *((name, PackedNorm) for name in ("first", "second", "query_norm", "key_norm")),
+        *((name, PackedNorm) for name in ("attention_first", "attention_last")),
+        *((name, PackedNorm) for name in ("block_first", "block_last", "query_norm", "key_norm")),
         *((name, Packed) for name in ("joint", "projection", "both", "down")),
         *(
             (name, ctypes.c_int32)
-            for name in ("heads", "key_heads", "width", "window", "gate_first")
+            for name in ("heads", "key_heads", "width", "window", "gate_first", "gelu")
         ),
         ("scale", _FLOAT),
     ]
 
 
 class Kernels(ABC):
-    """What a decoder does between its products, for one dtype, on a CPU or a GPU."""
+    """What a decoder does between its products, for one dtype, on a CPU or a GPU.
+
+    gates: the functions of gates that it computes, of GATES.
+    """
+
+    gates: tuple[str, ...] = ("silu",)
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -100,8 +112,11 @@ class Kernels(ABC):
         """Return states [H, T, D] with rotary positions, for cos and sin [T, D], contiguous."""
 
     @abstractmethod
-    def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
-        """Return silu(gate) * up, [..., N], for gate and up side by side in [..., 2 N]."""
+    def gated_product(self, both: Tensor, *, gate_first: bool, gate: str) -> Tensor:
+        """Return f(gate) * up, [..., N], for gate and up side by side in [..., 2 N].
+
+        gate: which of `gates` is f.
+        """
 
     def _check(self, *tensors: Tensor) -> None:
         """Raise TypeError for another dtype: the kernels would read, or return, something else."""
@@ -113,13 +128,15 @@ class Kernels(ABC):
 class CpuKernels(Kernels):
     """Those of a CPU: they run on as many threads as torch's own operators do."""
 
+    gates = tuple(GATES)
+
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         functions = [
             _function(library, f"{name}_{_NAMES[dtype]}", arguments)
             for name, arguments in _ARGUMENTS.items()
         ]
-        self._attend, self._rms_norm, self._rotate, self._silu_product = functions[:4]
+        self._attend, self._rms_norm, self._rotate, self._gated_product = functions[:4]
         self._multiply_row, self._decode = functions[4:]
 
     def attend(
@@ -180,7 +197,7 @@ class CpuKernels(Kernels):
         )
         return out.transpose(0, 1)
 
-    def silu_product(self, both: Tensor, *, gate_first: bool) -> Tensor:
+    def gated_product(self, both: Tensor, *, gate_first: bool, gate: str) -> Tensor:
         """See `Kernels`."""
         self._check(both)
         both = both.contiguous()
@@ -188,10 +205,10 @@ class CpuKernels(Kernels):
         out = both.new_empty(*both.shape[:-1], width)
         first = both.data_ptr()
         second = first + width * both.element_size()
-        gate, up = (first, second) if gate_first else (second, first)
-        self._silu_product(
-            *(gate, up, out.data_ptr()),
-            *(both.numel() // (2 * width), width, 2 * width, torch.get_num_threads()),
+        self._gated_product(
+            *((first, second) if gate_first else (second, first)),
+            *(out.data_ptr(), both.numel() // (2 * width), width, 2 * width),
+            *(gate == "gelu", torch.get_num_threads()),
         )
         return out
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from omai_ray.engines.linear import Product, joined
-from omai_ray.engines.native.kernels import Kernels
+from omai_ray.engines.native.kernels import GATES, Kernels
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 # (offset, early): Llama and most others; Gemma; OLMo 2.
@@ -32,20 +31,20 @@ class NativeRmsNorm(nn.Module):
 
 
 class NativeGatedMlp(nn.Module):
-    """A feed-forward block down(silu(gate(x)) * up(x)), gate and up as one product."""
+    """A feed-forward block down(f(gate(x)) * up(x)), gate and up as one product."""
 
     def __init__(
-        self, kernels: Kernels, both: nn.Module, down: nn.Module, *, gate_first: bool
+        self, kernels: Kernels, both: nn.Module, down: nn.Module, *, gate_first: bool, gate: str
     ) -> None:
         super().__init__()
-        self._kernels, self.gate_first = kernels, gate_first
+        self._kernels, self.gate_first, self.gate = kernels, gate_first, gate
         self.both, self.down = both, down
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., N] for [..., N]."""
         both = self.both.forward(values)  # a module's call costs more than the kernel
         made: Tensor = self.down.forward(
-            self._kernels.silu_product(both, gate_first=self.gate_first)
+            self._kernels.gated_product(both, gate_first=self.gate_first, gate=self.gate)
         )
         return made
 
@@ -89,27 +88,34 @@ def _gated_mlp(module: nn.Module, kernels: Kernels, product: Product) -> NativeG
         ups = [linear for linear in linears if linear is not down]
         fits = all(linear.in_features == down.out_features for linear in ups)
         if fits and sum(linear.out_features for linear in ups) == 2 * down.in_features:
-            gate_first = _gate_first(module, ups, down, _ALIKE[kernels.dtype])
-            if gate_first is not None:
-                both = product(joined(ups))
-                return NativeGatedMlp(kernels, both, product(down), gate_first=gate_first)
+            found = _gate(module, ups, down, kernels)
+            if found is not None:
+                both, (gate_first, gate) = product(joined(ups)), found
+                return NativeGatedMlp(
+                    kernels, both, product(down), gate_first=gate_first, gate=gate
+                )
     return None
 
 
-def _gate_first(
-    module: nn.Module, ups: list[nn.Linear], down: nn.Linear, alike: float
-) -> bool | None:
-    """Tell which half of what `ups` make is the gate; None where the module is no gated block."""
+def _gate(
+    module: nn.Module, ups: list[nn.Linear], down: nn.Linear, kernels: Kernels
+) -> tuple[bool, str] | None:
+    """Tell whether the first half of what `ups` make is the gate, and its function.
+
+    None where the module is no gated block.
+    """
     values = _random(down.weight, down.out_features)
     expected = _try(module, values)
     if expected is None or len({linear.bias is None for linear in ups}) != 1:
         return None
     halves = torch.cat([linear(values) for linear in ups], -1).chunk(2, -1)
-    for gate_first in (True, False):
-        gate, up = halves if gate_first else reversed(halves)
-        if _error(down(silu(gate) * up), expected) <= alike:
-            return gate_first
-    return None
+    errors = {
+        (gate_first, name): _error(down(GATES[name](gate) * up), expected)
+        for gate_first, (gate, up) in ((True, halves), (False, halves[::-1]))
+        for name in kernels.gates
+    }
+    least = min(errors, key=lambda key: errors[key])
+    return least if errors[least] <= _ALIKE[kernels.dtype] else None
 
 
 def _random(like: Tensor, width: int) -> Tensor:

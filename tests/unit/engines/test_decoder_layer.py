@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import (
     Gemma3TextConfig,
     GraniteConfig,
@@ -29,7 +29,14 @@ from omai_ray.engines.chat.protocol import GenerationRequest
 from omai_ray.engines.chat.scheduler import Piece, Sequence
 from omai_ray.engines.chat.transformers_runner import TransformersRunner
 from omai_ray.engines.linear import PackedLinear
-from omai_ray.engines.native.kernels import CpuKernels, Packed, PackedLayer, PackedNorm, kernels
+from omai_ray.engines.native.kernels import (
+    GATES,
+    CpuKernels,
+    Packed,
+    PackedLayer,
+    PackedNorm,
+    kernels,
+)
 from tests.checkpoints import save_chat_checkpoint
 from tests.programs import require_program
 
@@ -117,10 +124,10 @@ def test_onednns_order_is_found(shape: tuple[int, int], bias: bool) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "pair", "block"), ORDERS)
-@pytest.mark.parametrize("head_norms", [False, True])
+@pytest.mark.parametrize(("few_norms", "gate"), [(True, "silu"), (False, "gelu")])
 @pytest.mark.parametrize("window", [None, 3])
 def test_a_token_goes_through_a_layer_in_one_call(
-    dtype: torch.dtype, pair: int, block: int, head_norms: bool, window: int | None
+    dtype: torch.dtype, pair: int, block: int, few_norms: bool, gate: str, window: int | None
 ) -> None:
     """As through torch's own operators; its key and value are stored, and nothing else is."""
     native = cpu_kernels(dtype)
@@ -135,13 +142,16 @@ def test_a_token_goes_through_a_layer_in_one_call(
     weights = [random(*size) / size[1] ** 0.5 for size in sizes]
     bias = random(sizes[0][0])
     ordered = [in_order(weight, block, pair) for weight in weights]
-    norms = [random(hidden), random(hidden), random(width), random(width)]
-    spans = [PackedNorm(norm.data_ptr(), 1e-6, 0.0, True) for norm in norms]
+    norms = [random(size) for size in (*[hidden] * 4, width, width)]
+    given = [0, 2] if few_norms else range(6)
     layer = PackedLayer(
-        *(spans if head_norms else [*spans[:2], PackedNorm(), PackedNorm()]),
+        *(
+            PackedNorm(norm.data_ptr(), 1e-6, 0.0, True) if index in given else PackedNorm()
+            for index, norm in enumerate(norms)
+        ),
         packed(ordered[0], weights[0], bias),
         *(packed(*pair) for pair in zip(ordered[1:], weights[1:], strict=True)),
-        *(heads, key_heads, width, window or 0, True, 0.3),
+        *(heads, key_heads, width, window or 0, True, gate == "gelu", 0.3),
     )
     values, angles = random(1, 1, hidden), torch.rand(1, width // 2) * 6
     cos, sin = (torch.cat([part, part], 1).to(dtype) for part in (angles.cos(), angles.sin()))
@@ -150,12 +160,13 @@ def test_a_token_goes_through_a_layer_in_one_call(
     found = native.decode(layer, values, cos, sin, keys, past, start, length)
 
     def normed(x: Tensor, index: int) -> Tensor:
+        if index not in given:
+            return x
         return rms_norm(x.float(), x.shape[-1:], norms[index].float(), 1e-6).to(dtype)
 
     joint = linear(normed(values[0, 0], 0), weights[0], bias).view(-1, width)
     query, key, value = torch.split(joint, [heads, key_heads, key_heads])
-    if head_norms:
-        query, key = normed(query, 2), normed(key, 3)
+    query, key = normed(query, 4), normed(key, 5)
     query, key = (
         part * cos + torch.cat([-part[:, width // 2 :], part[:, : width // 2]], 1) * sin
         for part in (query, key)
@@ -171,9 +182,9 @@ def test_a_token_goes_through_a_layer_in_one_call(
         scale=0.3,
         enable_gqa=True,
     )
-    total = values[0, 0] + linear(attended.flatten(), weights[1])
-    gate, up = linear(normed(total, 1), weights[2]).chunk(2)
-    close(found[0, 0], total + linear(silu(gate) * up, weights[3]))
+    total = values[0, 0] + normed(linear(attended.flatten(), weights[1]), 1)
+    first, second = linear(normed(total, 2), weights[2]).chunk(2)
+    close(found[0, 0], total + normed(linear(GATES[gate](first) * second, weights[3]), 3))
 
 
 def _without(tensor: Tensor, index: int) -> Tensor:
@@ -207,7 +218,7 @@ LAYERS: list[tuple[type[PreTrainedConfig], dict[str, Any], bool]] = [
     (GraniteConfig, {"num_key_value_heads": 2, "residual_multiplier": 0.5}, False),
     (Olmo2Config, {}, False),
     (Phi3Config, {"num_key_value_heads": 2}, False),
-    (Gemma3TextConfig, {"num_key_value_heads": 1, "head_dim": 8}, False),
+    (Gemma3TextConfig, {"num_key_value_heads": 1, "head_dim": 8}, True),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -25,7 +25,7 @@ from transformers import (
 
 from omai_ray.engines.linear import PackedLinear
 from omai_ray.engines.native import build
-from omai_ray.engines.native.kernels import Kernels, kernels
+from omai_ray.engines.native.kernels import GATES, Kernels, kernels
 from omai_ray.engines.native.layers import NativeGatedMlp, NativeRmsNorm, native_layers
 from omai_ray.engines.native.rotary import NativeRotary, adopt_rotary
 from tests.checkpoints import save_chat_checkpoint
@@ -102,12 +102,17 @@ def test_attention_holds_large_scores(native: Kernels) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 50])
-def test_the_gated_product_equals_torchs_own(native: Kernels, rows: int) -> None:
+@pytest.mark.parametrize("gate", GATES)
+def test_the_gated_product_equals_torchs_own(native: Kernels, rows: int, gate: str) -> None:
     """For either order of the halves, tails of vectors included, and for large values."""
+    function = GATES[gate]
     both = (torch.randn(rows, 2 * 77) * 20).to(native.dtype)
     first, second = both.chunk(2, -1)
-    for gate_first, expected in ((True, silu(first) * second), (False, silu(second) * first)):
-        found = native.silu_product(both, gate_first=gate_first)
+    for gate_first, expected in (
+        (True, function(first) * second),
+        (False, function(second) * first),
+    ):
+        found = native.gated_product(both, gate_first=gate_first, gate=gate)
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
 
@@ -115,7 +120,7 @@ CONFIGS: list[tuple[type[PreTrainedConfig], dict[str, Any], int, int]] = [
     (LlamaConfig, {"num_key_value_heads": 2}, 5, 2),
     (LlamaConfig, {"num_key_value_heads": 2, "mlp_bias": True}, 5, 2),
     (Qwen3Config, {"num_key_value_heads": 1, "head_dim": 16}, 9, 2),
-    (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}, 5, 0),
+    (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}, 5, 2),
     (Phi3Config, {"num_key_value_heads": 2}, 5, 2),
     (Olmo2Config, {}, 9, 2),
     (GPT2Config, {}, 0, 0),
@@ -131,7 +136,7 @@ def test_layers_are_found_by_what_they_compute(
     norms: int,
     blocks: int,
 ) -> None:
-    """In any architecture; a block with another activation than SiLU stays as it is."""
+    """In any architecture; a block without a gate stays as it is."""
     require_packing(native.dtype)
     save_chat_checkpoint(tmp_path, config=config, **options)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=native.dtype)
@@ -180,7 +185,7 @@ def test_tensors_of_another_dtype_or_width_are_refused(native: Kernels) -> None:
         with pytest.raises(TypeError, match="float"):
             native.rms_norm(wrong, values[0], 1e-6, 0.0, True)
     with pytest.raises(TypeError):
-        native.silu_product(values.to(other), gate_first=True)
+        native.gated_product(values.to(other), gate_first=True, gate="silu")
     with pytest.raises(TypeError):
         native.rotate(values[None].to(other), values, values)
 
