@@ -74,7 +74,11 @@ def save_chat_checkpoint(
     if config is LlamaConfig:
         shape["num_key_value_heads"] = 2
     model = AutoModelForCausalLM.from_config(config(**{**shape, **options}))
-    with torch.no_grad():  # spread the logits, so that greedy choices are not near-ties
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # of a norm, or a bias: one left out or mistaken is seen
+                parameter.add_(torch.rand_like(parameter) * 0.4)
+        # spread the logits, so that greedy choices are not near-ties
         model.get_output_embeddings().weight.mul_(20)
     model.save_pretrained(directory)
     return directory

@@ -16,6 +16,8 @@ from omai_ray.engines.native.layers import native_layers
 from omai_ray.engines.native.rotary import adopt_rotary
 from omai_ray.engines.wiring import Wiring, rewire, watch
 
+# What a model's code raises where it is given, or finds, what it does not expect.
+FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 _log = logging.getLogger(__name__)
 
 
@@ -54,10 +56,12 @@ def exchange(
 
     Returns "" or, where everything is as it was, why.
     """
+    if not replacements:
+        return ""
     rewire(model, replacements)
     try:
         why = "values differ" if differs(probe(), expected, tolerance) else ""
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except FAILURES as error:
         why = f"{type(error).__name__}: {error}"
     if why:
         _log.info("layers prepared for a %s are given up: %s", model.config.model_type, why)

@@ -2,18 +2,25 @@
 
 What a step costs beside its products is mostly Python's: modules that call modules. So a layer that
 is made of what the kernels compute is put together anew, of the same parts. Whether that is what it
-computes must be found out by comparing.
+computes is found out by comparing, at the end of the context: there is what changes with positions.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from omai_ray.engines.chat.slot_attention import KeyValues, Step, slot_attention
+from omai_ray.engines.chat.slot_attention import (
+    KeyValues,
+    RandomKeyValues,
+    Seen,
+    Step,
+    slot_attention,
+)
 from omai_ray.engines.linear import JointLinear, PackedLinear
 from omai_ray.engines.native.kernels import (
     WIDEST_HEAD,
@@ -23,6 +30,12 @@ from omai_ray.engines.native.kernels import (
     kernels,
 )
 from omai_ray.engines.native.layers import NativeGatedMlp, NativeRmsNorm
+from omai_ray.engines.prepare import FAILURES
+
+# How far what a layer adds, attends with or stores may be from what the model's own layer does, as
+# a part of it, both as lengths of vectors.
+_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+_log = logging.getLogger(__name__)
 
 _Norms = tuple[NativeRmsNorm | None, ...]
 
@@ -58,7 +71,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self._kernels, self._attention, self._mlp = found, attention, mlp
-        self._norms = norms
+        self._norms, self.layer_idx = norms, attention.layer_idx
         self._packed = _pack(norms, attention, mlp)
 
     def forward(
@@ -106,29 +119,107 @@ def _normed(norm: NativeRmsNorm | None, values: Tensor) -> Tensor:
     return values if norm is None else norm.forward(values)
 
 
-def decoder_layers(model: Any) -> dict[nn.Module, nn.Module]:
-    """Return what to put in the places of a prepared model's layers; empty where none is fit."""
+class RunAtTheEnd(Protocol):
+    """Runs a model for the last tokens but `last` of a sequence that fills a memory."""
+
+    def __call__(self, memory: KeyValues, count: int, *, last: int) -> None:
+        """Run it for `count` tokens."""
+
+
+@torch.inference_mode()
+def decoder_layers(model: Any, run: RunAtTheEnd, context: int) -> dict[nn.Module, nn.Module]:
+    """Return what to put in the places of a prepared model's layers, where that computes the same.
+
+    run: runs the model. context: the longest sequence.
+    """
     found = kernels(model.dtype, model.device.type)
-    if not isinstance(found, CpuKernels):
+    candidates = [module for module in model.modules() if _may_be_layer(module)]
+    if not isinstance(found, CpuKernels) or not candidates:
         return {}
-    made = {module: _decoder_layer(module, found) for module in model.modules()}
-    return {module: layer for module, layer in made.items() if layer is not None}
+    calls: dict[nn.Module, list[_Call]] = {module: [] for module in candidates}
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        calls[module].append(_Call(module, arguments, options))
+
+    hooks = [each.register_forward_pre_hook(note, with_kwargs=True) for each in candidates]
+    memory = RandomKeyValues(context)
+    try:
+        run(memory, min(3, context - 1), last=1)
+        run(memory, 1, last=0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers: dict[nn.Module, nn.Module] = {}
+    for module in candidates:
+        try:
+            layer = _put_together(module, calls[module][0].attended(), found)
+            if layer is not None and all(call.is_answered_by(layer) for call in calls[module]):
+                layers[module] = layer
+        except FAILURES as error:
+            _log.info("a layer cannot be put together anew: %s: %s", type(error).__name__, error)
+    _log.info("%d of %d layers are put together anew", len(layers), len(candidates))
+    return layers
 
 
-def _decoder_layer(module: nn.Module, found: CpuKernels) -> DecoderLayer | None:
+class _Call:
+    """A call of a layer, which can be made again with other values."""
+
+    def __init__(
+        self, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        self._module, self._options = module, dict(options)
+        given = arguments[0] if arguments else self._options.pop("hidden_states")
+        self._others = arguments[1:]
+        # So small that what is added to them counts; norms make them what they usually are.
+        generator = torch.Generator().manual_seed(0)
+        self._values = 0.02 * torch.randn(given.shape, generator=generator).to(given)
+
+    def attended(self) -> Seen:
+        """Return what the layer itself attends with."""
+        return self._make(self._module)[1][0]
+
+    def is_answered_by(self, layer: DecoderLayer) -> bool:
+        """Tell whether another layer adds the same, attends with the same and stores the same."""
+        added, (theirs,), stored = self._make(self._module)
+        found, seen, kept = self._make(layer)
+        pairs = [(found, added), *zip(kept, stored, strict=True)]
+        for ours in seen:  # nothing where one call does it all
+            if (ours.scale, ours.window) != (theirs.scale, theirs.window):
+                return False
+            pairs += [(ours.query, theirs.query), (ours.key, theirs.key)]
+        limit = _ALIKE[added.dtype]
+        return all((ours - other).norm() <= limit * other.norm() for ours, other in pairs)
+
+    def _make(self, layer: nn.Module) -> tuple[Tensor, list[Seen], list[Tensor]]:
+        """Return what a layer adds, attends with, and stores at the sequence's end."""
+        step, memory = self._options["step"], self._options["memory"]
+        seen: dict[int, Seen] = {}
+        step.seen = seen
+        made = layer(self._values, *self._others, **self._options)
+        step.seen = None
+        index = layer.layer_idx if isinstance(layer, DecoderLayer) else next(iter(seen))
+        stored = [part[-len(self._values[0]) - 1 :].clone() for part in memory.known(index)]
+        return (made - self._values).float(), list(seen.values()), stored
+
+
+def _may_be_layer(module: nn.Module) -> bool:
+    kinds = [type(child) for child in module.children()]
+    norms, mlps = kinds.count(NativeRmsNorm), kinds.count(NativeGatedMlp)
+    return norms in (2, 4) and mlps == 1 and len(kinds) == norms + 2
+
+
+def _put_together(module: nn.Module, seen: Seen, found: CpuKernels) -> DecoderLayer | None:
     norms = [child for child in module.children() if isinstance(child, NativeRmsNorm)]
-    mlps = [child for child in module.children() if isinstance(child, NativeGatedMlp)]
-    others = [child for child in module.children() if child not in (*norms, *mlps)]
-    if len(norms) not in (2, 4) or (len(mlps), len(others)) != (1, 1):
-        return None
-    attention, mlp = _attention(others[0]), mlps[0]
+    (mlp,) = (child for child in module.children() if isinstance(child, NativeGatedMlp))
+    (other,) = (child for child in module.children() if child not in (*norms, mlp))
+    attention = _attention(other, seen)
     around = tuple(norms) if len(norms) == 4 else (norms[0], None, norms[1], None)
     if attention is None or not _fit(around, attention, mlp):
         return None
     return DecoderLayer(found, around, attention, mlp)
 
 
-def _attention(module: Any) -> _Attention | None:
+def _attention(module: Any, seen: Seen) -> _Attention | None:
     joined = [child for child in module.children() if isinstance(child, JointLinear)]
     norms = [child for child in module.children() if isinstance(child, NativeRmsNorm)]
     others = [child for child in module.children() if child not in (*joined, *norms)]
@@ -141,18 +232,13 @@ def _attention(module: Any) -> _Attention | None:
         return None
     if not isinstance(product, PackedLinear) or not isinstance(projection, PackedLinear):
         return None
-    try:
-        width, scale, layer = int(module.head_dim), float(module.scaling), int(module.layer_idx)
-        window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
-    except (AttributeError, TypeError):
-        return None
     return _Attention(
-        layer_idx=layer,
-        heads=query.width // width,
-        key_heads=key.width // width,
-        width=width,
-        scale=scale,
-        window=window,
+        layer_idx=module.layer_idx,
+        heads=seen.query.shape[1],
+        key_heads=seen.key.shape[1],
+        width=seen.query.shape[3],
+        scale=float(seen.scale),
+        window=seen.window,
         query_norm=norms[0] if norms else None,
         key_norm=norms[1] if norms else None,
         joint=product,

@@ -25,6 +25,7 @@ from omai_ray.engines.native.kernels import WIDEST_HEAD, Kernels
 IMPLEMENTATION = "omai_slots"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
 _BLOCK_ROWS = 128
+_RANDOM_PLACES = 509
 Made = TypeVar("Made")
 
 
@@ -58,12 +59,24 @@ class Neighbours:
     lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a layer attended with: query [1, H, T, D], key and value [1, K, T, D]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    window: int | None
+
+
 class Step:
     """Which rows of a step attend to what; all of these together are all of its rows.
 
     half: attend by products in bfloat16, faster on a CPU that multiplies it. kernels: those of the
     device, for single tokens, where it has them; singles need them. packed: chunks of a GPU.
-    between_layers: called in every layer; what it raises ends the step.
+    between_layers: called in every layer; what it raises ends the step. seen: where what each layer
+    attends with is noted, by the layer's number, if anybody wants to know.
     """
 
     def __init__(
@@ -77,6 +90,7 @@ class Step:
         packed: Chunks | None = None,
         between_layers: Callable[[], None] | None = None,
     ) -> None:
+        self.seen: dict[int, Seen] | None = None
         self.chunks = chunks
         self.neighbours = neighbours
         self.half = half
@@ -214,6 +228,28 @@ class KeyValues:
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(states.dtype).view(shape)
 
 
+class RandomKeyValues(KeyValues):
+    """Keys and values that are there already, random, the same ones in all layers of a size."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(places)
+        self._made: dict[tuple[torch.Size, torch.Size], tuple[Tensor, Tensor]] = {}
+
+    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KeyValues`."""
+        if index not in self._layers:
+            sizes = (key.shape[1:], value.shape[1:])
+            if sizes not in self._made:
+                self._made[sizes] = (self._random(key), self._random(value))
+            self._layers[index] = self._made[sizes]
+        return self._layers[index]
+
+    def _random(self, states: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randn(_RANDOM_PLACES, *states.shape[1:], generator=generator).to(states)
+        return some[torch.arange(self.places, device=states.device) % _RANDOM_PLACES]
+
+
 def _independent(copies: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
     """Yield copies, in order, in groups in which none reads or writes what another has written."""
     group: list[tuple[int, int, int]] = []
@@ -257,6 +293,8 @@ def slot_attention(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     keys, values = memory.layer(layer, k, v)
     scale = q.shape[2] ** -0.5 if scaling is None else scaling
+    if step.seen is not None:
+        step.seen[layer] = Seen(query, key, value, scale, sliding_window)
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
     fits = k.shape[2] == v.shape[2] <= WIDEST_HEAD
     if step.singles is not None:

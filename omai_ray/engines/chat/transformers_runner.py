@@ -207,26 +207,42 @@ class TransformersRunner:
                 f"engine: {error}"
             ) from error
 
+        memory = self._memory  # with every layer, which a probe that fails leaves out
+
         def probe() -> Tensor:
             return self._probe(ids)
 
         prepare(self._model, probe, expected, tolerance)
-        exchange(self._model, decoder_layers(self._model), probe, expected, tolerance)
+        layers = decoder_layers(self._model, self._run_at_the_end, context)
+        exchange(self._model, layers, probe, expected, tolerance)
+        self._memory = memory
 
     def _probe(self, ids: list[int]) -> Tensor:
         """Return the logits after the last three tokens, computed in two chunks and a decode."""
         self._memory = KeyValues(2 * len(ids))
         first, last = len(ids) // 2, len(ids) - 1
-        stored = Stored("", ids, Extent(len(ids), len(ids)))
-        sequence = Generating(GenerationRequest("", ids, 1), ids, stored)
-        logits = []
-        for past, end in ((0, first), (first, last), (last, len(ids))):
-            rows = torch.arange(past, end, device=self._device)
-            step = self._step([Piece(sequence, stored, past, end - past, True)])
-            given = torch.tensor([ids[past:end]], device=self._device)
-            kept = torch.arange(max(0, end - past - 2), end - past, device=self._device)
-            logits.append(self._forward(given, rows, step, kept))
+        spans = [(0, first), (first, last), (last, len(ids))]
+        logits = [self._run_alone(ids, past, end, start=len(ids)) for past, end in spans]
         return torch.cat(logits)[-3:].float().cpu()
+
+    def _run_at_the_end(self, memory: KeyValues, count: int, *, last: int) -> None:
+        """Run the last tokens but `last` of a sequence that fills the memory, `count` of them."""
+        self._memory = memory
+        end = memory.places - last
+        self._run_alone([0] * memory.places, end - count, end, start=0)
+
+    def _run_alone(self, ids: list[int], past: int, end: int, *, start: int) -> Tensor:
+        """Return the logits after the last two tokens, of those from `past` to `end`.
+
+        start: the first place of a sequence, which has the memory to itself.
+        """
+        stored = Stored("", ids, Extent(start, len(ids)))
+        sequence = Generating(GenerationRequest("", ids, 1), ids, stored)
+        rows = torch.arange(past, end, device=self._device)
+        step = self._step([Piece(sequence, stored, past, end - past, True)])
+        given = torch.tensor([ids[past:end]], device=self._device)
+        kept = torch.arange(max(0, end - past - 2), end - past, device=self._device)
+        return self._forward(given, rows, step, kept)
 
     def _window(self) -> int:
         return int(getattr(self._model.config.get_text_config(), "sliding_window", None) or 0)

@@ -1,4 +1,5 @@
-// What a decoder does between its products, each in one pass over memory, on a CPU.
+// What a decoder does between its products, each in one pass over memory; products of one row; and
+// one token's way through a layer, which is made of them. On a CPU.
 //
 // Built for the machine at hand by build.py; called with plain pointers. Sums are float32 whatever
 // the type of the tensors. A type `T` is float or Half, a bfloat16.
@@ -329,7 +330,7 @@ void decode(const Layer<T>& layer, const T* x, T* out, const T* cos, const T* si
     const int hidden = layer.joint.inputs, inner = layer.down.inputs, width = layer.width;
     const int query = layer.heads * width, key = layer.key_heads * width;
     static thread_local std::vector<T> room;
-    room.resize(3 * hidden + 3 * query + 4 * key + 3 * inner);
+    room.resize(3 * hidden + 3 * (query + key) + 3 * inner);
     T* normed = room.data();
     T* made = normed + hidden;
     T* sum = made + hidden;

@@ -238,7 +238,8 @@ class CpuKernels(Kernels):
         self._check(values, cos, sin, keys, past)
         inputs, width = layer.joint.inputs, layer.width
         fits = keys.shape[1:] == past.shape[1:] == (layer.key_heads, width)
-        fits = fits and start + length <= min(len(keys), len(past))
+        fits = fits and 0 <= start < start + length <= min(len(keys), len(past))
+        fits = fits and all(part.is_contiguous() for part in (values, cos, sin, keys, past))
         if not fits or values.numel() != inputs or not cos.numel() == sin.numel() == width:
             raise TypeError(f"a layer of {inputs} inputs was given tensors of other sizes")
         out = torch.empty_like(values)

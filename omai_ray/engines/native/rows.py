@@ -49,6 +49,8 @@ def row_product(packed: Any, weight: Tensor, bias: Tensor | None) -> RowProduct 
     found = kernels(weight.dtype)
     if not isinstance(found, CpuKernels):
         return None
+    if not hasattr(torch.ops.mkldnn, "data_ptr") or not hasattr(torch.ops.mkldnn, "_nbytes"):
+        return None
     outputs, inputs = weight.shape
     places = torch.ops.mkldnn._nbytes(packed) // weight.element_size()
     generator = torch.Generator().manual_seed(0)

@@ -10,15 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GlmConfig,
     GraniteConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from omai_ray.catalog import ModelSpec
@@ -37,6 +43,8 @@ from omai_ray.engines.native.kernels import (
     PackedNorm,
     kernels,
 )
+from omai_ray.engines.native.rows import RowProduct
+from omai_ray.engines.wiring import Activation
 from tests.checkpoints import save_chat_checkpoint
 from tests.programs import require_program
 
@@ -53,6 +61,12 @@ def cpu_kernels(dtype: torch.dtype) -> CpuKernels:
     found = kernels(dtype)
     assert isinstance(found, CpuKernels)
     return found
+
+
+def require_known_order() -> None:
+    """Skip where oneDNN has an order of weights of its own."""
+    if not torch.cpu.get_capabilities().get("avx2"):
+        pytest.skip("oneDNN's order is known on x86 CPUs with AVX2 or more")
 
 
 def in_order(weight: Tensor, block: int, pair: int) -> Tensor:
@@ -108,8 +122,7 @@ def test_a_row_is_multiplied_whatever_the_order_and_the_sizes(
 def test_onednns_order_is_found(shape: tuple[int, int], bias: bool) -> None:
     """One row goes to the kernel, more go to oneDNN, and the answers are the same."""
     cpu_kernels(torch.float32)
-    if not torch.cpu.get_capabilities().get("avx2"):
-        pytest.skip("the order is known for x86 CPUs with AVX2 or more")
+    require_known_order()
     plain = nn.Linear(shape[1], shape[0], bias=bias).requires_grad_(False)
     layer = PackedLinear(plain)
     assert layer.row is not None
@@ -208,30 +221,107 @@ def test_what_does_not_fit_a_layer_is_refused() -> None:
         native.rotate(torch.zeros(2, 3, 8), torch.zeros(3, 4), torch.zeros(3, 4))
 
 
-LAYERS: list[tuple[type[PreTrainedConfig], dict[str, Any], bool]] = [
-    (LlamaConfig, {"num_key_value_heads": 2}, True),
-    (LlamaConfig, {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}, True),
-    (Qwen2Config, {"num_key_value_heads": 2}, True),
-    (Qwen3Config, {"num_key_value_heads": 1, "head_dim": 16}, True),
-    (MistralConfig, {"num_key_value_heads": 2, "sliding_window": 9}, True),
-    (GraniteConfig, {"num_key_value_heads": 2, "attention_multiplier": 0.4}, True),
-    (GraniteConfig, {"num_key_value_heads": 2, "residual_multiplier": 0.5}, False),
-    (Olmo2Config, {}, False),
-    (Phi3Config, {"num_key_value_heads": 2}, False),
-    (Gemma3TextConfig, {"num_key_value_heads": 1, "head_dim": 8}, True),
+# Queries are scaled by their position, from the 33rd on.
+SCALED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "llama_4_scaling_beta": 0.1,
+}
+LAYERS: list[tuple[type[PreTrainedConfig], dict[str, Any], int]] = [
+    (LlamaConfig, {"num_key_value_heads": 2}, 2),
+    (LlamaConfig, {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}, 2),
+    (LlamaConfig, {"num_key_value_heads": 2, "sliding_window": 9}, 2),  # which it does not use
+    (Qwen2Config, {"num_key_value_heads": 2}, 2),
+    (Qwen3Config, {"num_key_value_heads": 1, "head_dim": 16}, 2),
+    (MistralConfig, {"num_key_value_heads": 2, "sliding_window": 9}, 2),
+    (SmolLM3Config, {"num_key_value_heads": 2, "no_rope_layers": [1, 0]}, 1),
+    (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}, 2),
+    (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8, "hidden_act": "silu"}, 2),
+    (
+        Gemma3TextConfig,
+        {
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "sliding_window": 9,
+            "_sliding_window_pattern": 2,
+        },
+        2,
+    ),
+    (GraniteConfig, {"num_key_value_heads": 2, "attention_multiplier": 0.4}, 2),
+    (GraniteConfig, {"num_key_value_heads": 2, "residual_multiplier": 0.97}, 0),
+    (Ministral3Config, {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": SCALED}, 0),
+    (HunYuanDenseV1Config, {"num_key_value_heads": 2, "head_dim": 8}, 0),
+    (GlmConfig, {"num_key_value_heads": 2, "head_dim": 8}, 0),
+    (Olmo2Config, {}, 0),
+    (Phi3Config, {"num_key_value_heads": 2}, 0),
 ]
 
 
 @pytest.mark.parametrize(("config", "options", "adopted"), LAYERS)
-def test_layers_are_put_together_anew_where_their_values_stay(
-    tmp_path: Path, config: type[PreTrainedConfig], options: dict[str, Any], adopted: bool
+def test_layers_are_put_together_anew_where_they_compute_the_same(
+    tmp_path: Path,
+    config: type[PreTrainedConfig],
+    options: dict[str, Any],
+    adopted: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Others stay as they are; that all give the right answers is shown elsewhere."""
+    """Others stay as they are. All logits are the model's own, those of single tokens too."""
     cpu_kernels(torch.float32)
+    require_known_order()
     save_chat_checkpoint(tmp_path, config=config, **options)
     runner = TransformersRunner(_spec(tmp_path), tmp_path, 256)
-    found = [isinstance(module, DecoderLayer) for module in runner._model.modules()]
-    assert sum(found) == (2 if adopted else 0)
+    found = [each for each in runner._model.modules() if isinstance(each, DecoderLayer)]
+    assert len(found) == adopted
+    in_one_call: list[int] = []
+    decode = CpuKernels.decode
+
+    def counted(*arguments: Any) -> Tensor:
+        in_one_call.append(1)
+        return decode(*arguments)
+
+    monkeypatch.setattr(CpuKernels, "decode", counted)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(250, (70,), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0]
+    stored = Stored("", ids, Extent(64, 128))
+    sequence = Sequence(GenerationRequest("", ids, 1), ids, stored)
+    for start, count in ((0, 1), (1, 1), (2, 38), (40, 1), (41, 28), (69, 1)):
+        made = runner.run([Piece(sequence, stored, start, count, True)])
+        torch.testing.assert_close(made[0], expected[start + count - 1], rtol=1e-4, atol=1e-4)
+    assert len(in_one_call) == 3 * adopted  # the first token goes another way
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config, Gemma3TextConfig])
+def test_bfloat16_layers_are_put_together_too(
+    tmp_path: Path, config: type[PreTrainedConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a CPU whose oneDNN packs bfloat16: here torch's own product stands in for oneDNN's."""
+    native = cpu_kernels(torch.bfloat16)
+
+    def pack(layer: Any, plain: nn.Linear, activation: Activation | None = None) -> None:
+        nn.Module.__init__(layer)
+        assert activation is None
+        layer.weight, layer.bias = plain.weight.detach(), plain.bias
+        ordered = in_order(layer.weight, 64, 2)
+        layer.row = RowProduct(native, packed(ordered, layer.weight, layer.bias), (ordered,))
+
+    def multiply(layer: Any, values: Tensor) -> Tensor:
+        if layer.row.fits(values):
+            made: Tensor = layer.row(values)
+            return made
+        return linear(values, layer.weight, layer.bias)
+
+    monkeypatch.setattr(PackedLinear, "__init__", pack)
+    monkeypatch.setattr(PackedLinear, "forward", multiply)
+    monkeypatch.setattr("omai_ray.engines.prepare._is_useful", lambda model: True)
+    options = {"num_key_value_heads": 2, "head_dim": 8, "hidden_size": 64}
+    save_chat_checkpoint(tmp_path, config=config, **options)
+    spec = _spec(tmp_path).model_copy(update={"dtype": "bfloat16"})
+    runner = TransformersRunner(spec, tmp_path, 256)
+    assert sum(isinstance(each, DecoderLayer) for each in runner._model.modules()) == 2
 
 
 def test_a_step_of_one_token_ends_between_layers(tmp_path: Path) -> None:
