@@ -166,7 +166,8 @@ class ApiKeys:
         async with self._registry.changing("key") as change:
             old = await _find(change.connection, reference, within, locking=True)
             _require_rotatable(old, now_s)
-            new, text = self._new_key(**{name: getattr(old, name) for name in _ROTATED})
+            kept = {name: getattr(old, name) for name in _ROTATED}
+            new, text = self._new_key(created=now_s, **kept)
             await change.insert(api_keys, new)
             ends = min(now_s + grace_s, old.expires or float("inf"))
             await _set(change.connection, old.id, expires=ends, replaced_by=new.id)

@@ -34,7 +34,7 @@ from omai_ray.engines.prepare import FAILURES
 
 # How far what a layer adds, attends with or stores may be from what the model's own layer does, as
 # a part of it, both as lengths of vectors.
-_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 _log = logging.getLogger(__name__)
 
 _Norms = tuple[NativeRmsNorm | None, ...]
