@@ -252,7 +252,7 @@ def test_an_interrupted_command_says_how_to_resume_and_leaves_whole_files(
 ) -> None:
     """Without a traceback, without leftovers, with status 130."""
     done = run_stopped(name, corpus, tmp_path / "out")
-    assert (done.returncode, done.stdout) == (130, "")
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert done.stderr.splitlines()[-1].startswith("interrupted: the same command resumes")
     assert "Traceback" not in done.stderr
     assert tree(tmp_path / "out").items() < tree(undisturbed_instant).items()
