@@ -16,6 +16,7 @@ import ray.exceptions
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import ConfigError, OMAiError
 from omai_ray.free_nodes import free_nodes
+from omai_ray.garbage import start_uncollected
 from pipelines.engine import EngineFacts, describe_engine
 from pipelines.errors import RunFailed, brief
 from pipelines.job import EmbedJob
@@ -169,7 +170,8 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _describe(factory: Any, model: ModelSpec) -> EngineFacts:
-    return describe_engine(factory(model))
+    with start_uncollected():
+        return describe_engine(factory(model))
 
 
 def _result(values: dict[str, Any]) -> UnitResult:

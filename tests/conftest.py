@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: _scope(item.nodeid) != _SHARED_RAY)
 
 
+# Hundreds of processes import the same modules: each would compile them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Tests compute beside engines that other tests wait for.
 os.environ.setdefault(NICENESS_VARIABLE, "1")
 _ROWS_OF = pytest.StashKey[dict[str, tuple[int, ...]]]()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,9 @@ from ray import serve
 from ray.serve._private.common import ReplicaState
 from ray.serve.config import ProxyLocation
 
+import deployments.app
 from deployments.app import build
+from deployments.chat import ChatReplica
 from deployments.names import deployment_name
 from omai_ray.catalog import ModelSpec, Replicas
 from omai_ray.settings import Settings
@@ -24,6 +27,22 @@ from tests.ray.conftest import INGRESS, Served
 PATIENCE_S = 240.0  # starting processes takes long on a busy machine
 pytestmark = pytest.mark.timeout(600)
 SLEEPER, OTHER, BUSY = "sleeper", "other-sleeper", "busy"
+STEP_S = 0.02
+
+
+class SlowReplica(ChatReplica):
+    """A chat replica whose steps take as long as a large model's, and no CPU meanwhile."""
+
+    async def __init__(self, *given: Any) -> None:  # type: ignore[misc] # as its base
+        await super().__init__(*given)
+        runner = self._engine._runner  # type: ignore[attr-defined]
+        run = runner.run
+
+        def run_slowly(pieces: Any) -> Any:
+            time.sleep(STEP_S)
+            return run(pieces)
+
+        runner.run = run_slowly
 
 
 def chat_model(name: str, source: Path, replicas: Replicas) -> ModelSpec:
@@ -61,7 +80,9 @@ def scaled(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": "127.0.0.1", "port": settings.port},
     )
-    serve.run(build(settings), name="scaled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployments.app, "ChatReplica", SlowReplica)
+        serve.run(build(settings), name="scaled")
     yield Served(f"http://127.0.0.1:{settings.port}", settings)
     serve.shutdown()  # type: ignore[no-untyped-call]
 
@@ -105,7 +126,7 @@ def test_a_model_grows_under_load_and_shrinks_after_it(scaled: Served) -> None:
     body = {
         "model": BUSY,
         "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 400,
+        "max_tokens": 60,
         "logit_bias": {"70": 100},
     }
     statuses: list[int] = []
@@ -119,7 +140,7 @@ def test_a_model_grows_under_load_and_shrinks_after_it(scaled: Served) -> None:
                 statuses.append(client.post("/v1/chat/completions", json=body).status_code)
 
     assert running(BUSY) == 1
-    # So many wait that a third is asked for even where replicas share the CPUs that one had alone.
+    # So many wait that one replica would be at them for longer than others take to start.
     threads = [threading.Thread(target=call) for _ in range(72)]
     for thread in threads:
         thread.start()

@@ -119,7 +119,13 @@ def test_two_servers_run_side_by_side_and_end_at_sigint(
 ) -> None:
     """Each has its own accounts and its own Ray; each ends cleanly, within 15 seconds."""
     one, two = tmp_path / "one", tmp_path / "two"
-    with serving(one, tiny_models) as first, serving(two, tiny_models) as second:
+    config = tmp_path / "chat.yaml"  # the second has no model that nobody asks
+    catalog = [{"name": "omai-gpt-4", "task": "chat", "source": str(tiny_models[0])}]
+    config.write_text(json.dumps({"models": catalog}))
+    with (
+        serving(one, tiny_models) as first,
+        serving(two, None, "--config", str(config)) as second,
+    ):
         urls = [address(first), address(second)]
         keys = [create_key(one), create_key(two)]
         assert [[status(url, key) for key in keys] for url in urls] == [[200, 401], [401, 200]]

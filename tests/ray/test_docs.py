@@ -54,7 +54,8 @@ PLACEHOLDERS = (
 )
 # Pages whose commands are of the server's accounts.
 OF_THE_SERVER = {"README.md", "docs/accounts.md", "docs/quota.md"}
-# The command as it is, but with passwords typed, and patient with batches.
+# The command as it is, but with passwords typed, patient with batches, and on the Ray that is there
+# once an `embed` has shown that it starts one.
 _OMAI_RAY = """
 set -euo pipefail
 omai-ray() {
@@ -64,6 +65,9 @@ omai-ray() {
         command omai-ray batch status "$3" --json | grep -q '"status": "completed"' && break
         sleep 0.5
       done ;;
+    "embed "*)
+      [ -z "${STARTED_RAY:-}" ] || set -- "$@" --address "$RAY_ADDRESS"
+      STARTED_RAY=1 ;;
   esac
   command omai-ray "$@" <<< "$TEST_PASSWORD"$'\n'"$TEST_PASSWORD"
 }

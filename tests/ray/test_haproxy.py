@@ -11,6 +11,7 @@ import pytest
 
 from deployments.edge import AHEAD_BYTES
 from tests.ray.test_command import address, create_key, serving
+from tests.ray.test_reload import write
 
 CHAT = {"model": "omai-gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -22,9 +23,10 @@ def behind_haproxy(
     """Return a client with a key, and the state directory of what it calls."""
     directory = tmp_path_factory.mktemp("haproxy")
     config = directory / "platform.yaml"
-    config.write_text("proxy: haproxy\ningress: {num_cpus: 0.1, max_body_bytes: 100000}\n")
+    ingress = {"num_cpus": 0.1, "max_body_bytes": 100_000}
+    write(config, tiny_models, proxy="haproxy", ingress=ingress)
     state = directory / "state"
-    with serving(state, tiny_models, "--config", str(config)) as process:
+    with serving(state, None, "--config", str(config)) as process:
         url = address(process)
         headers = {"Authorization": f"Bearer {create_key(state)}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:

@@ -13,6 +13,7 @@ from tests.programs import kill_all
 from tests.ray.conftest import Served
 from tests.ray.test_batches import CHAT, answers, ended, submit
 from tests.ray.test_command import address, serving
+from tests.ray.test_reload import write
 
 UNIT, UNITS = 64, 8
 LINES = UNIT * UNITS
@@ -30,9 +31,10 @@ def test_a_batch_goes_on_after_the_machine_has_restarted(
     tiny_models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """What was done before stays; each line is answered once, and is in the ledger once."""
-    state_dir = tmp_path / "state"
+    state_dir, config = tmp_path / "state", tmp_path / "platform.yaml"
     settings = Settings(state_dir=state_dir)
-    with serving(state_dir, tiny_models) as process:
+    write(config, tiny_models)
+    with serving(state_dir, None, "--config", str(config)) as process:
         url = address(process)
         account, key = Served(url, settings).create_key("enterprise")
         client = openai.OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
@@ -47,7 +49,7 @@ def test_a_batch_goes_on_after_the_machine_has_restarted(
         eventually(some_are_done, 120.0)
         assert done[-1] < LINES
         kill_all(process.pid)
-    with serving(state_dir, tiny_models) as process:
+    with serving(state_dir, None, "--config", str(config)) as process:
         url = address(process)
         client = openai.OpenAI(api_key=key, base_url=f"{url}/v1")
         came_to = ended(client, batch)

@@ -1,8 +1,9 @@
-"""A small corpus, the real embedding model, and what an undisturbed run makes of them."""
+"""A small corpus, and what undisturbed runs make of it: the real model, and an instant engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ from omai_ray.catalog import default_models
 from pipelines.embed_corpus import embed_corpus
 from pipelines.job import EmbedJob
 from pipelines.report import Report
+from tests.unit.pipelines.conftest import FakeEngine
 
 ROWS = 60
 UNIT_ROWS = 12
 MODEL = default_models()[1]
 TEXT = "rays of light carry small packets of energy across an empty evening sky"
+
+
+class InstantEngine(FakeEngine):
+    """For tests that no model matters to: loading one takes a worker seconds."""
+
+    context = 32  # no text of the corpus is cut
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +72,21 @@ def undisturbed(
     """Run the job once without trouble; return its output and report."""
     job = make_job(tmp_path_factory.mktemp("undisturbed") / "out")
     return Path(job.output), embed_corpus(job)
+
+
+@pytest.fixture(scope="session")
+def make_instant_job(make_job: Callable[..., EmbedJob]) -> Callable[..., EmbedJob]:
+    """Return a function that makes a job whose workers load no model."""
+    return partial(make_job, engine_factory=InstantEngine)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_instant(
+    ray_cluster: None,
+    make_instant_job: Callable[..., EmbedJob],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Run that job once without trouble; return its output."""
+    job = make_instant_job(tmp_path_factory.mktemp("undisturbed-instant") / "out")
+    embed_corpus(job)
+    return Path(job.output)

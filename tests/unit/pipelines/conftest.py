@@ -89,7 +89,7 @@ class FakeEngine:
         self.computed_tokens += max(map(len, inputs)) * len(inputs)
         if any(POISON in ids for ids in inputs):
             raise RuntimeError("poisoned")
-        assert all(len(ids) <= CONTEXT for ids in inputs)
+        assert all(len(ids) <= self.context for ids in inputs)
         vectors = [
             [float("nan") if NAN in ids else sum(ids), len(ids), ids[-2], max(ids)]
             for ids in inputs
