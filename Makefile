@@ -74,7 +74,7 @@ clients-setup: $(FRAMEWORKS) $(NODE_MODULES)
 
 $(FRAMEWORKS): tests/clients/requirements/frameworks.txt
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -r $<
+	.venv-clients/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 $(NODE_MODULES): clients/javascript/package-lock.json

@@ -1,12 +1,13 @@
 """Tokens per second of the chat engine against transformers' own ways of generating, and llama.cpp.
 
-`python benchmarks/chat.py [--quick]`: a Llama shape of 135 million parameters with random weights
-in bfloat16 (float32 on a CPU without it), prompts of 128 random tokens, 128 new tokens each
-(--quick: 48), greedy and without an end. Everyone runs the same weights and prompts in a process of
-its own, one after the other in each round; medians over the rounds. The two that take a minute or
-more, transformers' continuous batching and its server, take part in the first round only. Over
-HTTP, prompts are text, of about twice as many tokens. llama.cpp needs the extra `llama-cpp`;
-`transformers serve` is run from .venv-bench (`make bench-setup`). Ends with one line of JSON.
+`python benchmarks/chat.py [--quick] [--at 1 8 32]`: a Llama shape of 135 million parameters with
+random weights in bfloat16 (float32 on a CPU without it), prompts of 128 random tokens, 128 new
+tokens each (--quick: 48), greedy and without an end, so many at once as --at says. Everyone runs
+the same weights and prompts in a process of its own, one after the other in each round; medians
+over the rounds. The two that take a minute or more, transformers' continuous batching and its
+server, take part in the first round only. Over HTTP, prompts are text, of about twice as many
+tokens. llama.cpp needs the extra `llama-cpp`; `transformers serve` is run from .venv-bench (`make
+bench-setup`). Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -91,15 +92,22 @@ def main() -> int:
     """Run as a program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds")
+    counts = sorted({count for _, count, _ in CASES})
+    parser.add_argument(
+        "--at", type=int, nargs="+", choices=counts, default=counts, help="so many at once"
+    )
     options = parser.parse_args()
     new_tokens, rounds = (48, 2) if options.quick else (128, 3)
+    cases = [case for case in CASES if case[1] in options.at]
     with tempfile.TemporaryDirectory() as folder:
-        measure(new_tokens, rounds, Path(folder))
+        measure(cases, new_tokens, rounds, Path(folder))
     return 0
 
 
-def measure(new_tokens: int, rounds: int, folder: Path) -> None:
-    """Measure everything and print it."""
+def measure(
+    cases: list[tuple[str, int, str | None]], new_tokens: int, rounds: int, folder: Path
+) -> None:
+    """Measure who runs how many at once, against whom, and print it."""
     model = checkpoint(folder)
     write_gguf(model)
     weights = (model / "model.safetensors").stat().st_size
@@ -113,15 +121,15 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
         "transformers": version("transformers"),
         "llama_cpp_python": version("llama_cpp_python"),
     }
-    names = dict.fromkeys(name for name, _, _ in CASES)
-    seconds: dict[tuple[str, int], list[float]] = {(name, count): [] for name, count, _ in CASES}
+    names = dict.fromkeys(name for name, _, _ in cases)
+    seconds: dict[tuple[str, int], list[float]] = {(name, count): [] for name, count, _ in cases}
     runners = {
         name: Runner(name, model, new_tokens, folder) for name in names if "serve" not in name
     }
     bandwidths = []
     for turn in range(rounds):
         bandwidths.append(read_gb_per_s())
-        for name, count, _ in CASES:
+        for name, count, _ in cases:
             if name in runners and (turn == 0 or name not in ONCE):
                 seconds[name, count].append(runners[name].run(count))
     figures["ttft_ms_at_32_per_s"] = round(runners["omai_ray"].run("ttft"), 1)
@@ -136,7 +144,7 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
     print("| runner | at once | tokens/s, prefill included | slowest and fastest round |")
     print("|---|---|---|---|")
     rates = {}
-    for name, count, reference in CASES:
+    for name, count, reference in cases:
         found, tokens = seconds[name, count], count * new_tokens
         rates[name, count] = tokens / statistics.median(found)
         spread = f"{tokens / max(found):.0f} to {tokens / min(found):.0f}"
@@ -147,7 +155,8 @@ def measure(new_tokens: int, rounds: int, folder: Path) -> None:
             figures[f"vs_{name}_{count}"] = round(ratio, 2)
     bandwidth = statistics.median(bandwidths)
     figures["read_gb_per_s"] = round(bandwidth, 1)
-    figures["bandwidth_share_1"] = round(rates["omai_ray", 1] * weights / 1e9 / bandwidth, 3)
+    if (alone := rates.get(("omai_ray", 1))) is not None:
+        figures["bandwidth_share_1"] = round(alone * weights / 1e9 / bandwidth, 3)
     print(json.dumps(figures))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omai_ray.catalog import ModelSpec
 from omai_ray.errors import INTERRUPTED, ConfigError, OMAiError
+from omai_ray.leaving import leave
 from omai_ray.settings import Settings, load_settings
 from omai_ray.telemetry.metrics import model_label
 from pipelines.chunk import Chunking
@@ -293,4 +294,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

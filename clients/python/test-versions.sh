@@ -15,7 +15,7 @@ mkdir "$work/sdk" && cp -R pyproject.toml README.md LICENSE src "$work/sdk"
 for openai in "openai==$oldest" "openai<4"; do
   venv=$(mktemp -d "$work/venv.XXXX")
   "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$openai" \
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install "$openai" \
     "$(echo "$work"/omai_sdk-*.whl)[test]"
   echo "$("$venv/bin/python" -m pip --disable-pip-version-check freeze | grep '^openai=')"
   "$venv/bin/python" -m pytest -p no:cacheprovider

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
 from omai_ray.errors import INTERRUPTED, OMAiError
+from omai_ray.leaving import leave
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,14 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Run one command, and end this process with its status."""
-    status = main()
-    if status == INTERRUPTED:
-        # Threads of a Ray that was starting may crash in what the interpreter frees at its end.
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    leave(main())
 
 
 class _Parser(argparse.ArgumentParser):

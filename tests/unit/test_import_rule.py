@@ -25,6 +25,7 @@ ALLOWED = {
     "omai_ray.spelling": (),
     "omai_ray.unknown_keys": (),
     "omai_ray.garbage": (),
+    "omai_ray.leaving": ("omai_ray.errors",),
     "omai_ray.storage": ("omai_ray.errors",),
     "omai_ray.settings": (
         "omai_ray.errors",

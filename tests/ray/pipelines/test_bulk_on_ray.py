@@ -36,6 +36,7 @@ Job = Callable[..., EmbedJob]
 # Of the third unit the worker comes to no end, so that not all can be done before the signal.
 STOPPED_AFTER_TWO_UNITS = """
 import dataclasses, signal, sys, threading
+from omai_ray.leaving import leave
 from pipelines import embed_corpus, run_record
 from tests.ray.pipelines.conftest import InstantEngine
 
@@ -55,7 +56,7 @@ def append_then_stop(record, entry):
 run_record.RunRecord.append = append_then_stop
 changes = {"unit_rows": 12, "engine_factory": StuckEngine}
 embed_corpus.make_job = lambda *a, **k: dataclasses.replace(job(*a, **k), **changes)
-sys.exit(embed_corpus.main(sys.argv[2:]))
+leave(embed_corpus.main(sys.argv[2:]))
 """
 
 
