@@ -155,8 +155,7 @@ void rms_norm(const T* x, const T* weight, T* out, int64_t rows, int width, floa
 template <class T>
 void gated_product(const T* gate, const T* up, T* out, int64_t rows, int width, int64_t stride,
                    int gelu, int threads) {
-    const float linear = gelu ? 1.5957691216f : 1.0f;
-    const float cubic = gelu ? 1.5957691216f * 0.044715f : 0.0f;
+    const float linear = 1.5957691216f, cubic = 1.5957691216f * 0.044715f;
 #pragma omp parallel for num_threads(threads) if (rows > 4)
     for (int64_t row = 0; row < rows; row++) {
         const T* own = gate + row * stride;
@@ -164,7 +163,7 @@ void gated_product(const T* gate, const T* up, T* out, int64_t rows, int width, 
         T* place = out + row * width;
         for (int d = 0; d < width; d++) {
             const float x = load(own[d]);
-            const float z = x * (linear + cubic * x * x);
+            const float z = gelu ? x * (linear + cubic * x * x) : x;
             const float e = exponential(-std::fabs(z));
             const float sigmoid = (z >= 0 ? 1.0f : e) / (1.0f + e);
             store(place[d], rounded<T>(x * sigmoid) * load(other[d]));
