@@ -17,7 +17,7 @@ from omai_ray.engines.native.rotary import adopt_rotary
 from omai_ray.engines.wiring import Wiring, rewire, watch
 
 # What a model's code raises where it is given, or finds, what it does not expect.
-FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _log = logging.getLogger(__name__)
 
 

@@ -2,7 +2,8 @@
 
 What a step costs beside its products is mostly Python's: modules that call modules. So a layer that
 is made of what the kernels compute is put together anew, of the same parts. Whether that is what it
-computes is found out by comparing, at the end of the context: there is what changes with positions.
+computes is found out by comparing, at the last positions of the context: what depends on the
+position shows there.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from omai_ray.engines.native.kernels import (
 from omai_ray.engines.native.layers import NativeGatedMlp, NativeRmsNorm
 from omai_ray.engines.prepare import FAILURES
 
-# How far what a layer adds, attends with or stores may be from what the model's own layer does, as
+# How far what a layer makes, attends with or stores may be from what the model's own layer does, as
 # a part of it, both as lengths of vectors.
 _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
+_PLACES = 509  # of the past that is attended to
 _log = logging.getLogger(__name__)
 
 _Norms = tuple[NativeRmsNorm | None, ...]
@@ -119,15 +121,15 @@ def _normed(norm: NativeRmsNorm | None, values: Tensor) -> Tensor:
     return values if norm is None else norm.forward(values)
 
 
-class RunAtTheEnd(Protocol):
-    """Runs a model for the last tokens but `last` of a sequence that fills a memory."""
+class RunAlone(Protocol):
+    """Runs a model for some tokens of a sequence that has a memory to itself."""
 
-    def __call__(self, memory: KeyValues, count: int, *, last: int) -> None:
-        """Run it for `count` tokens."""
+    def __call__(self, memory: KeyValues, past: int, count: int, *, position: int) -> None:
+        """Run it for `count` tokens after the `past` first; position: of the first of them."""
 
 
 @torch.inference_mode()
-def decoder_layers(model: Any, run: RunAtTheEnd, context: int) -> dict[nn.Module, nn.Module]:
+def decoder_layers(model: Any, run: RunAlone, context: int) -> dict[nn.Module, nn.Module]:
     """Return what to put in the places of a prepared model's layers, where that computes the same.
 
     run: runs the model. context: the longest sequence.
@@ -142,10 +144,12 @@ def decoder_layers(model: Any, run: RunAtTheEnd, context: int) -> dict[nn.Module
         calls[module].append(_Call(module, arguments, options))
 
     hooks = [each.register_forward_pre_hook(note, with_kwargs=True) for each in candidates]
-    memory = RandomKeyValues(context)
+    places = min(context, _PLACES)
+    memory, count = RandomKeyValues(places), min(3, places - 1)
     try:
-        run(memory, min(3, context - 1), last=1)
-        run(memory, 1, last=0)
+        run(memory, places - 1 - count, count, position=context - 1 - count)
+        run(memory, places - 1, 1, position=context - 1)
+        run(memory, 0, 1, position=0)  # rotary positions may depend on the longest sequence so far
     except FAILURES as error:
         _log.info("no layers are put together anew: %s: %s", type(error).__name__, error)
         return {}
@@ -155,8 +159,9 @@ def decoder_layers(model: Any, run: RunAtTheEnd, context: int) -> dict[nn.Module
     layers: dict[nn.Module, nn.Module] = {}
     for module in candidates:
         try:
-            layer = _put_together(module, calls[module][0].attended(), found)
-            if layer is not None and all(call.is_answered_by(layer) for call in calls[module]):
+            chunk, single, _ = calls[module]
+            layer = _put_together(module, chunk.attended(), found)
+            if layer and chunk.is_answered_by(layer) and single.is_answered_by(layer):
                 layers[module] = layer
         except FAILURES as error:
             _log.info("a layer cannot be put together anew: %s: %s", type(error).__name__, error)
@@ -173,36 +178,45 @@ class _Call:
         self._module, self._options = module, dict(options)
         given = arguments[0] if arguments else self._options.pop("hidden_states")
         self._others = arguments[1:]
-        # So small that what is added to them counts; norms make them what they usually are.
         generator = torch.Generator().manual_seed(0)
-        self._values = 0.02 * torch.randn(given.shape, generator=generator).to(given)
+        self._values = torch.randn(given.shape, generator=generator).to(given)
 
     def attended(self) -> Seen:
         """Return what the layer itself attends with."""
-        return self._make(self._module)[1][0]
+        return self._make(self._module, 1.0)[1][0]
 
     def is_answered_by(self, layer: DecoderLayer) -> bool:
-        """Tell whether another layer adds the same, attends with the same and stores the same."""
-        added, (theirs,), stored = self._make(self._module)
-        found, seen, kept = self._make(layer)
-        pairs = [(found, added), *zip(kept, stored, strict=True)]
+        """Tell whether another layer makes the same, attends with the same and stores the same.
+
+        Of values so small that what is added to them shows, and of larger ones.
+        """
+        return all(self._is_answered_by(layer, size) for size in (0.02, 1.0))
+
+    def _is_answered_by(self, layer: DecoderLayer, size: float) -> bool:
+        made, (theirs,), stored = self._make(self._module, size)
+        found, seen, kept = self._make(layer, size)
+        pairs = [(found, made), *zip(kept, stored, strict=True)]
         for ours in seen:  # nothing where one call does it all
             if (ours.scale, ours.window) != (theirs.scale, theirs.window):
                 return False
             pairs += [(ours.query, theirs.query), (ours.key, theirs.key)]
-        limit = _ALIKE[added.dtype]
+        limit = _ALIKE[self._values.dtype]
         return all((ours - other).norm() <= limit * other.norm() for ours, other in pairs)
 
-    def _make(self, layer: nn.Module) -> tuple[Tensor, list[Seen], list[Tensor]]:
-        """Return what a layer adds, attends with, and stores at the sequence's end."""
+    def _make(self, layer: nn.Module, size: float) -> tuple[Tensor, list[Seen], list[Tensor]]:
+        """Return what a layer makes of values of a size, attends with, and stores at the end."""
         step, memory = self._options["step"], self._options["memory"]
         seen: dict[int, Seen] = {}
         step.seen = seen
-        made = layer(self._values, *self._others, **self._options)
+        values = size * self._values
+        made = layer(values, *self._others, **self._options)
         step.seen = None
-        index = layer.layer_idx if isinstance(layer, DecoderLayer) else next(iter(seen))
-        stored = [part[-len(self._values[0]) - 1 :].clone() for part in memory.known(index)]
-        return (made - self._values).float(), list(seen.values()), stored
+        if isinstance(layer, DecoderLayer):
+            index = layer.layer_idx
+        else:
+            (index,) = seen
+        stored = [part[-len(values[0]) - 1 :].clone() for part in memory.known(index)]
+        return made.float(), list(seen.values()), stored
 
 
 def _may_be_layer(module: nn.Module) -> bool:

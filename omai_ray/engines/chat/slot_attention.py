@@ -25,7 +25,6 @@ from omai_ray.engines.native.kernels import WIDEST_HEAD, Kernels
 IMPLEMENTATION = "omai_slots"
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux")
 _BLOCK_ROWS = 128
-_RANDOM_PLACES = 509
 Made = TypeVar("Made")
 
 
@@ -246,8 +245,7 @@ class RandomKeyValues(KeyValues):
 
     def _random(self, states: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        some = torch.randn(_RANDOM_PLACES, *states.shape[1:], generator=generator).to(states)
-        return some[torch.arange(self.places, device=states.device) % _RANDOM_PLACES]
+        return torch.randn(self.places, *states.shape[1:], generator=generator).to(states)
 
 
 def _independent(copies: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:

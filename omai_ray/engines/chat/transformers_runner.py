@@ -213,7 +213,7 @@ class TransformersRunner:
             return self._probe(ids)
 
         prepare(self._model, probe, expected, tolerance)
-        layers = decoder_layers(self._model, self._run_at_the_end, context)
+        layers = decoder_layers(self._model, self._run_in, context)
         exchange(self._model, layers, probe, expected, tolerance)
         self._memory = memory
 
@@ -225,20 +225,24 @@ class TransformersRunner:
         logits = [self._run_alone(ids, past, end, start=len(ids)) for past, end in spans]
         return torch.cat(logits)[-3:].float().cpu()
 
-    def _run_at_the_end(self, memory: KeyValues, count: int, *, last: int) -> None:
-        """Run the last tokens but `last` of a sequence that fills the memory, `count` of them."""
+    def _run_in(self, memory: KeyValues, past: int, count: int, *, position: int) -> None:
+        """Run `count` tokens of a sequence that fills a memory; see `RunAlone`."""
         self._memory = memory
-        end = memory.places - last
-        self._run_alone([0] * memory.places, end - count, end, start=0)
+        end = past + count
+        self._run_alone([0] * memory.places, past, end, start=0, position=position)
 
-    def _run_alone(self, ids: list[int], past: int, end: int, *, start: int) -> Tensor:
+    def _run_alone(
+        self, ids: list[int], past: int, end: int, *, start: int, position: int | None = None
+    ) -> Tensor:
         """Return the logits after the last two tokens, of those from `past` to `end`.
 
-        start: the first place of a sequence, which has the memory to itself.
+        start: the first place of a sequence, which has the memory to itself. position: that of the
+        first token, where it is not its place in the sequence.
         """
         stored = Stored("", ids, Extent(start, len(ids)))
         sequence = Generating(GenerationRequest("", ids, 1), ids, stored)
-        rows = torch.arange(past, end, device=self._device)
+        first = past if position is None else position
+        rows = torch.arange(first, first + end - past, device=self._device)
         step = self._step([Piece(sequence, stored, past, end - past, True)])
         given = torch.tensor([ids[past:end]], device=self._device)
         kept = torch.arange(max(0, end - past - 2), end - past, device=self._device)
