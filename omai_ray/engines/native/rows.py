@@ -52,25 +52,19 @@ def row_product(packed: Any, weight: Tensor, bias: Tensor | None) -> RowProduct 
     if not hasattr(torch.ops.mkldnn, "data_ptr") or not hasattr(torch.ops.mkldnn, "_nbytes"):
         return None
     outputs, inputs = weight.shape
+    own_bias = None if bias is None else bias.contiguous()
+    addresses = torch.ops.mkldnn.data_ptr(packed), None if own_bias is None else own_bias.data_ptr()
     places = torch.ops.mkldnn._nbytes(packed) // weight.element_size()
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(1, inputs, generator=generator).to(weight.dtype)
-    expected = torch.ops.mkldnn._linear_pointwise(row, packed, bias, "none", [], "")
+    expected = torch.ops.mkldnn._linear_pointwise(row, packed, bias, "none", [], "").float()
     for pair, block in product(_PAIRS[weight.dtype], _BLOCKS):
         padded, over = divmod(places, -(-outputs // block) * block)
         if over or padded < inputs or padded % pair:
             continue
-        pointer = torch.ops.mkldnn.data_ptr(packed)
-        own_bias = None if bias is None else bias.contiguous()
-        made = RowProduct(
-            found,
-            Packed(
-                *(pointer, None if own_bias is None else own_bias.data_ptr()),
-                *(outputs, inputs, padded, block, pair),
-            ),
-            (packed, own_bias),
-        )
-        largest = expected.float().abs().max()
-        if (made(row).float() - expected.float()).abs().max() <= _ALIKE[weight.dtype] * largest:
+        tried = Packed(*addresses, outputs, inputs, padded, block, pair)
+        made = RowProduct(found, tried, (packed, own_bias))
+        difference = (made(row).float() - expected).abs().max()
+        if difference <= _ALIKE[weight.dtype] * expected.abs().max():
             return made
     return None
